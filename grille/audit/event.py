@@ -1,0 +1,113 @@
+"""The audit event: one for each statement, complete and without values.
+
+Values appear only as types and salted commitments (SHA-256 over a random salt and the value), so that a value can
+be proven later by whoever knows it, and by nobody else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Level = Literal["process", "power", "strict"]
+"""When an event is kept: in the page cache, after the group's fdatasync, or intent and outcome both synced."""
+
+
+class Chain(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The agent's own account of what led to the statement; only the SPIFFE identity is verified."""
+
+    source: Literal["comment", "setting", "startup", "none"] = "none"
+    trust: Literal["asserted", "signed", "absent"] = "absent"
+    traceparent: str | None = None
+    prompt_id: str | None = None
+    tool: str | None = None
+    handler: str | None = None
+    agent: str | None = None
+    other: dict[str, str] = {}
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One literal or bind parameter: its type and a commitment, never itself."""
+
+    type: str
+    salt: str = ""
+    commitment: str = ""
+    null: bool = False
+
+
+class Relation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One relation that a statement used."""
+
+    name: str
+    access: str
+    columns: tuple[str, ...] = ()
+    sensitive: dict[str, str] = {}
+    """Sensitive column -> what the agent got: clear, token, mask:NAME, deny."""
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The decision under which the statement ran, or the control that refused it."""
+
+    id: str
+    allow: bool
+    control: str
+    reason: str
+    revision: str = ""
+    filters_hash: str = ""
+    cached: bool = False
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came back; known at ReadyForQuery."""
+
+    status: Literal["ok", "denied", "error", "unknown", "intent"]
+    tag: str = ""
+    sqlstate: str = ""
+    error: str = ""
+    """Full text of a server error, which the agent does not get."""
+    rows: int = 0
+    bytes: int = 0
+    encoded: int = 0
+    decoded: int = 0
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One statement, fused from Parse, Bind, Execute and CommandComplete; or one lifecycle record."""
+
+    id: str
+    """UUID version 7, text form."""
+    time: str
+    """RFC 3339 with microseconds, UTC, at the start of the statement."""
+    kind: Literal["statement", "session", "lifecycle"]
+    name: str
+    """``statement``; ``connect``/``disconnect``/``refused``; ``start``/``stop``/``recovery``/``bundle``/..."""
+    worker: int
+    sequence: int
+    """Strictly increasing within one worker's chain, set by the spool."""
+    level: Level
+    spiffe_id: str = ""
+    certificate_serial: str = ""
+    certificate_sha256: str = ""
+    session: str = ""
+    client: str = ""
+    """Address and port of the client."""
+    protocol: str = ""
+    database: str = ""
+    application: str = ""
+    chain: Chain = Chain()
+    template: str = ""
+    """The statement with every constant replaced by $n; for a text that could not be understood, empty."""
+    template_sha256: str = ""
+    statement_bytes: int = 0
+    values: tuple[Value, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    functions: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    outcome: Outcome | None = None
+    intent: str = ""
+    """Id of the intent event that this outcome completes (level ``strict`` and streamed results)."""
+    stages: dict[str, int] = {}
+    """Microseconds spent by stage: understand, decide, tokenize, upstream, audit, total."""
+    text: str = ""
+    """For lifecycle records: a sentence."""

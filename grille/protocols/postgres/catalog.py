@@ -1,0 +1,126 @@
+"""The catalogue snapshot: what one PostgreSQL database contains, as plain data.
+
+`grille.proxy.catalog` reads it from pg_catalog over asyncpg; nothing here does input or output.  A snapshot
+is immutable; DDL on the server leads to a new snapshot with another `epoch`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One row of pg_attribute that is neither dropped nor a system column."""
+
+    name: str
+    number: int
+    type_oid: int
+    typmod: int
+    not_null: bool
+    has_default: bool
+    generated: Literal["", "s", "v"]
+    collation: int = 0
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """One row of pg_class (tables, partitioned tables, views, materialized views, foreign tables)."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: Literal["r", "p", "v", "m", "f"]
+    row_type: int
+    columns: tuple[Column, ...]
+    parents: tuple[int, ...] = ()
+    """OIDs of direct inheritance parents or the partitioned table (pg_inherits)."""
+    unique_keys: tuple[tuple[str, ...], ...] = ()
+    """Column names of each valid, non-partial, immediate unique index; the primary key first."""
+    has_triggers: bool = False
+    """A non-internal trigger exists."""
+    has_rules: bool = False
+    """A rewrite rule other than a view's own _RETURN exists."""
+
+    def column(self, name: str) -> Column | None:
+        """The column of this name, or None."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        return None
+
+
+class Type(msgspec.Struct, frozen=True):
+    """One row of pg_type."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: Literal["b", "c", "d", "e", "p", "r", "m"]
+    category: str
+    preferred: bool
+    element: int = 0
+    """typelem for true arrays (typcategory A), else 0."""
+    array: int = 0
+    base: int = 0
+    """typbasetype of a domain, else 0."""
+    relation: int = 0
+
+
+class Function(msgspec.Struct, frozen=True):
+    """One row of pg_proc."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: Literal["f", "p", "a", "w"]
+    arguments: tuple[int, ...]
+    defaults: int
+    variadic: int
+    """Element type of a VARIADIC argument, else 0."""
+    result: int
+    returns_set: bool
+    volatility: Literal["i", "s", "v"]
+    leakproof: bool
+    strict: bool
+    security_definer: bool
+    source_hash: str = ""
+    """Hash of prosrc+probin for routines outside pg_catalog (catalogue row F4), else empty."""
+
+
+class Operator(msgspec.Struct, frozen=True):
+    """One row of pg_operator."""
+
+    oid: int
+    schema: str
+    name: str
+    left: int
+    """0 for a prefix operator."""
+    right: int
+    result: int
+    function: int
+
+
+class Cast(msgspec.Struct, frozen=True):
+    """One row of pg_cast."""
+
+    source: int
+    target: int
+    function: int
+    context: Literal["i", "a", "e"]
+    method: Literal["f", "i", "b"]
+
+
+class Catalog(msgspec.Struct, frozen=True, dict=True):
+    """One immutable snapshot of one database."""
+
+    epoch: str
+    """Hash of everything below and of the server's system identifier; part of every cache key."""
+    server_version: int
+    """server_version_num, e.g. 180004."""
+    database: str
+    relations: dict[tuple[str, str], Relation]
+    types: dict[int, Type]
+    functions: dict[int, Function]
+    operators: dict[int, Operator]
+    casts: dict[tuple[int, int], Cast]
