@@ -6,8 +6,16 @@ generated from this file).
 
 from __future__ import annotations
 
+import difflib
+import functools
+import hashlib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,33 +28,41 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A table of the file: unknown keys are errors."""
 
 
-class Listener(_Section):
+class Listener(_Section, frozen=True, kw_only=True):
     """Where agents connect, and with which certificate Grille answers them."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` or ``::`` for all."""
     port: Port = 6432
+    """0 lets the system choose; the start log names it."""
     certificate: Path
     """PEM file: Grille's own certificate chain (an X.509-SVID)."""
     key: Path
     """PEM file: its private key; must not be readable by others."""
     tls_minimum: Literal["1.2", "1.3"] = "1.3"
+    """Oldest TLS version accepted."""
     handshake_timeout: Seconds = 10.0
+    """How long TLS and startup may take together."""
     idle_message_timeout: Seconds = 30.0
     """How long half a message may take to become whole."""
     max_connections: Annotated[int, Meta(ge=1)] = 10_000
+    """Agents' connections a worker; more are refused with 53300."""
     max_message_bytes: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024
+    """Largest message an agent may send; a larger one closes its connection."""
     max_statement_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024
+    """Longest SQL text; a longer one is refused before it is parsed."""
 
 
-class TrustDomain(_Section):
+class TrustDomain(_Section, frozen=True, kw_only=True):
     """One SPIFFE trust domain whose agents may connect."""
 
     name: str
+    """The trust domain without ``spiffe://``, like ``bank.example``."""
     bundle: Path
     """PEM file (or SPIFFE JWKS, .json) with the domain's CA certificates; never merged with another domain's."""
 
 
-class Identity(_Section):
+class Identity(_Section, frozen=True, kw_only=True):
     """One agent, or all agents below a path, and what the policy engine is told about it."""
 
     spiffe_id: str
@@ -54,44 +70,59 @@ class Identity(_Section):
     database: str
     """Name of a [[databases]] entry."""
     scopes: tuple[str, ...] = ()
+    """What the agent may be used for, as words that the policy knows."""
     attributes: dict[str, str | int | bool] = {}
     """branch, tenant, geography, ...: part of the identity document that the policy sees."""
 
 
-class Database(_Section):
+class Database(_Section, frozen=True, kw_only=True):
     """One upstream PostgreSQL database and the role that Grille uses there."""
 
     name: str
+    """What [[identities]] call it; unique."""
     host: str
     """Host name, or the directory of a unix socket (absolute path)."""
     port: Port = 5432
+    """Port; for a unix socket the number in its file name."""
     database: str
+    """Name of the database on the server."""
     role: str
+    """The login role; never chosen by an agent.  It needs no more than the agents' rights together."""
     password_file: Path | None = None
     """File whose first line is the role's password; must not be readable by others."""
     tls: Literal["verify-full", "off"] = "verify-full"
     """``off`` is accepted for unix sockets and loopback only."""
     ca: Path | None = None
+    """PEM file: the CA of the server's certificate; without it, the system's CAs."""
     client_certificate: Path | None = None
+    """PEM file: certificate that Grille shows the server, if the server asks for one."""
     client_key: Path | None = None
+    """PEM file: its private key; must not be readable by others."""
     pool_size: Annotated[int, Meta(ge=1)] = 16
+    """Upstream connections a worker; the server sees this many for each worker."""
     connect_timeout: Seconds = 5.0
+    """How long one upstream connection may take to open."""
     acquire_timeout: Seconds = 10.0
+    """How long a statement may wait for a free connection; then 53300."""
     statement_timeout: Seconds = 60.0
+    """Longest run of one statement; a decision's limit may shorten it."""
     catalog_poll: Seconds = 5.0
+    """How often the catalogue is looked at for DDL."""
     functions: tuple[str, ...] = ()
     """Routines outside pg_catalog that agents may call: ``schema.name(type,type)``."""
     open_schemas: tuple[str, ...] = ()
     """Schemas allowed whole: a missing name there is told as 42P01."""
 
 
-class Transformation(_Section):
+class Transformation(_Section, frozen=True, kw_only=True):
     """How one kind of sensitive value becomes a token."""
 
     name: str
+    """What [[columns]] call it; unique."""
     kind: Literal["fpe", "siv"]
     """``fpe``: FF1, keeps format and length.  ``siv``: AES-SIV (RFC 5297), for free text."""
     alphabet: Literal["digits", "lower", "upper", "alphanumeric", "text"] = "digits"
+    """Characters that are encoded, and that a token is made of (fpe)."""
     template: str = ""
     """Regular expression with one group for each run of characters to encode; the rest is kept as it is."""
     token_domain: str
@@ -100,66 +131,83 @@ class Transformation(_Section):
     """Name of a [[keys]] entry."""
 
 
-class Key(_Section):
+class Key(_Section, frozen=True, kw_only=True):
     """One tokenization key."""
 
     name: str
+    """What [[transformations]] call it; unique."""
     version: Annotated[int, Meta(ge=1)] = 1
+    """Part of the tweak: tokens of one version are not tokens of another."""
     file: Path
     """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others."""
 
 
-class Column(_Section):
+class Column(_Section, frozen=True, kw_only=True):
     """One sensitive column."""
 
     name: str
     """``schema.relation.column``"""
     sensitivity: str = "sensitive"
+    """A word for the audit event: pii, pci, ..."""
     transformation: str | None = None
     """Stored tokenized under this transformation; without it the column is stored clear and masked in SQL."""
 
 
-class Policy(_Section):
+class Policy(_Section, frozen=True, kw_only=True):
     """Where decisions come from."""
 
     bundle: Path
     """An OPA bundle (.tar.gz) built with ``opa build -t wasm``."""
     entrypoint: str = "grille/decision"
+    """The rule that is asked, as given to ``opa build -e``."""
     timeout: Seconds = 0.25
+    """Longest evaluation of one decision; then it denies."""
     reload_poll: Seconds = 1.0
+    """How often the bundle file is looked at; SIGHUP looks at once."""
     cache_entries: Annotated[int, Meta(ge=0)] = 100_000
+    """Decisions kept in memory a worker; 0 keeps none."""
 
 
-class Audit(_Section):
+class Audit(_Section, frozen=True, kw_only=True):
     """Where evidence is kept."""
 
     directory: Path
+    """Directory of the evidence; one chain below it for each worker."""
     signing_key: Path
     """PEM file: Ed25519 private key; must not be readable by others."""
     reads: Literal["process", "power", "strict"] = "power"
+    """When a read's event is kept: ``process`` in the page cache, ``power`` after fdatasync, ``strict`` intent and outcome."""
     writes: Literal["process", "power", "strict"] = "strict"
+    """The same for writes."""
     block_events: Annotated[int, Meta(ge=1, le=65536)] = 1024
+    """Most events in one sealed block."""
     block_milliseconds: Annotated[int, Meta(ge=1)] = 5
+    """Longest wait before a block is sealed."""
     segment_bytes: Annotated[int, Meta(ge=4096)] = 64 * 1024 * 1024
+    """Size at which the next file of a chain is begun."""
 
 
-class Admin(_Section):
+class Admin(_Section, frozen=True, kw_only=True):
     """Metrics and health."""
 
     host: str = "127.0.0.1"
+    """Address of /metrics, /livez and /readyz.  They need no credentials: keep them where only you can reach them."""
     port: Port = 9187
+    """0 lets the system choose; the start log names it."""
 
 
-class Process(_Section):
+class Process(_Section, frozen=True, kw_only=True):
     """The process itself."""
 
     workers: Annotated[int, Meta(ge=0)] = 0
     """0: one a core."""
     drain_seconds: Seconds = 30.0
+    """How long transactions in flight may take to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
 
 
-class Config(_Section):
+class Config(_Section, frozen=True, kw_only=True, dict=True):
     """The whole file."""
 
     listener: Listener
@@ -173,3 +221,315 @@ class Config(_Section):
     columns: tuple[Column, ...] = ()
     admin: Admin = Admin()
     process: Process = Process()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the whole parsed document; part of every cache key."""
+        return hashlib.sha256(encode(self)).hexdigest()
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong with a configuration."""
+
+    key: str
+    """Full path, like ``databases[0].port``; empty if the file as a whole is meant."""
+    value: str
+    """The value as the file has it, shortened; empty if it is absent."""
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        subject = f"{self.key} = {self.value}" if self.value else self.key
+        return f"{subject}: {self.what}. {self.fix}" if subject else f"{self.what}. {self.fix}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` says all that was found, each with its fix."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+def load(path: Path) -> Config:
+    """Read, decode and cross-check one file.  Relative paths in it are relative to it.
+
+    Raises `ConfigError`; nothing is opened but the file itself.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        problem = Problem("", "", f"cannot be read ({error.strerror})", "Give the path of a configuration file.")
+        raise ConfigError(str(path), [problem]) from None
+    except UnicodeDecodeError:
+        problem = Problem("", "", "is not UTF-8 text", "Save the file as UTF-8.")
+        raise ConfigError(str(path), [problem]) from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        problem = Problem("", "", f"is not TOML: {error}", "Correct that line; text needs quotes, tables are [[name]].")
+        raise ConfigError(str(path), [problem]) from None
+    config = decode(document, base=path.absolute().parent, source=str(path))
+    problems = tuple(_problems(config))
+    if problems:
+        raise ConfigError(str(path), problems)
+    return config
+
+
+def decode(document: Any, *, base: Path, source: str) -> Config:
+    """Plain data to `Config`, without the checks that look at the machine.  Raises `ConfigError`."""
+
+    def path_of(kind: type, value: object) -> object:
+        if kind is not Path:
+            raise NotImplementedError(kind)
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError("Expected `path`")
+        return base / value
+
+    try:
+        return msgspec.convert(document, Config, dec_hook=path_of)
+    except msgspec.ValidationError as error:
+        raise ConfigError(source, [_explain(str(error), document)]) from None
+
+
+def encode(config: Config) -> bytes:
+    """Canonical JSON of the whole document; `decode` reads it back."""
+    return msgspec.json.encode(config, enc_hook=str, order="sorted")
+
+
+# errors of decoding
+
+_FIXES = {
+    "str": "Write text in quotes.",
+    "path": "Write a file name in quotes.",
+    "int": "Write a whole number without quotes.",
+    "float": "Write a number without quotes.",
+    "array": "Write a list in square brackets, or tables as [[name]].",
+    "object": "Write a table: [name] and lines of key = value.",
+}
+
+
+def _explain(message: str, document: object) -> Problem:
+    """A sentence of msgspec to a `Problem`."""
+    sentence, _, where = message.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    name = re.search(r"field `([^`]*)`", sentence)
+    section = _type_at(path)
+    if name is not None:
+        key = f"{path}.{name[1]}".lstrip(".")
+        if "missing" in sentence:
+            return Problem(key, "", "is missing", f"Add it: {_meaning(section, name[1])}")
+        known = section.__struct_fields__ if section is not None else ()
+        close = difflib.get_close_matches(name[1], known, 1)
+        fix = f"Did you mean {close[0]}?" if close else f"Remove it, or use one of: {', '.join(known)}."
+        return Problem(key, _shown(_value_at(document, key)), "is not a key that Grille knows", fix)
+    value = _value_at(document, path)
+    wanted = re.match(r"Expected `([^`]*)`", sentence)
+    if sentence.startswith("Invalid enum value"):
+        parent, _, last = path.rpartition(".")
+        choices = _choices(_type_at(parent), last)
+        return Problem(path, _shown(value), "is not one of the choices", f"Use one of: {', '.join(choices)}.")
+    what = sentence[0].lower() + sentence[1:].replace("`", "")
+    return Problem(path, _shown(value), what, _FIXES.get(wanted[1] if wanted else "", "Correct the value."))
+
+
+def _steps(path: str) -> Iterator[str | int]:
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+        yield name if name else (int(index) if index.isdigit() else index)
+
+
+def _value_at(document: Any, path: str) -> object:
+    for step in _steps(path):
+        try:
+            document = document[step]
+        except (LookupError, TypeError):
+            return document if step == "..." else None
+    return document
+
+
+def _type_at(path: str) -> type[msgspec.Struct] | None:
+    """The section of the configuration that a path leads to."""
+    kind: msgspec.inspect.Type = msgspec.inspect.type_info(Config)
+    for step in _steps(path):
+        if isinstance(kind, msgspec.inspect.StructType) and isinstance(step, str):
+            found = [field.type for field in kind.fields if field.name == step]
+            if not found:
+                return None
+            kind = found[0]
+        elif isinstance(kind, msgspec.inspect.VarTupleType):
+            kind = kind.item_type
+    return kind.cls if isinstance(kind, msgspec.inspect.StructType) else None
+
+
+def _choices(section: type[msgspec.Struct] | None, name: str) -> list[str]:
+    if section is None:
+        return []
+    for field in msgspec.structs.fields(section):
+        if field.name == name and hasattr(field.type, "__args__"):
+            return [str(choice) for choice in field.type.__args__]
+    return []
+
+
+def _meaning(section: type[msgspec.Struct] | None, name: str) -> str:
+    from grille.proxy.config_reference import field_meanings
+
+    meaning = field_meanings(section).get(name, "") if section is not None else ""
+    return meaning.replace("``", "").partition("\n")[0] or f"{name} = ..."
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    text = f'"{value}"' if isinstance(value, str) else ("a table" if isinstance(value, dict) else repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# cross-checks
+
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
+_SPIFFE_ID = re.compile(r"spiffe://(?P<domain>[a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*(?P<all>/\*)?")
+_ROUTINE = re.compile(r"[^.()\s]+\.[^.()\s]+\([^()]*\)")
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    """Everything that is wrong with a decoded configuration."""
+    yield from _listener(config)
+    yield from _identities(config)
+    yield from _databases(config)
+    yield from _tokens(config)
+    yield from _file("policy.bundle", config.policy.bundle)
+    yield from _secret("audit.signing_key", config.audit.signing_key)
+    if config.audit.directory.exists() and not config.audit.directory.is_dir():
+        yield Problem("audit.directory", _shown(str(config.audit.directory)), "is not a directory", "Name a directory.")
+
+
+def _listener(config: Config) -> Iterator[Problem]:
+    yield from _file("listener.certificate", config.listener.certificate)
+    yield from _secret("listener.key", config.listener.key)
+
+
+def _identities(config: Config) -> Iterator[Problem]:
+    domains = [domain.name for domain in config.trust_domains]
+    for section, entries in (("trust_domains", domains), ("identities", config.identities)):
+        if not entries:
+            yield Problem(section, "[]", "is empty, so nobody could connect", f"Add one [[{section}]] entry.")
+    yield from _duplicates("trust_domains", "name", domains)
+    for number, domain in enumerate(config.trust_domains):
+        if not _TRUST_DOMAIN.fullmatch(domain.name):
+            fix = 'Use lower-case letters, digits, ".", "_" and "-", without spiffe://, like bank.example.'
+            yield Problem(f"trust_domains[{number}].name", _shown(domain.name), "is not a SPIFFE trust domain", fix)
+        yield from _file(f"trust_domains[{number}].bundle", domain.bundle)
+    yield from _duplicates("identities", "spiffe_id", [identity.spiffe_id for identity in config.identities])
+    for number, identity in enumerate(config.identities):
+        key = f"identities[{number}].spiffe_id"
+        match = _SPIFFE_ID.fullmatch(identity.spiffe_id)
+        if match is None or identity.spiffe_id == f"spiffe://{match['domain']}":
+            fix = 'Write spiffe://TRUST-DOMAIN/PATH, exact or with "/*" at the end.'
+            yield Problem(key, _shown(identity.spiffe_id), "is not a SPIFFE ID", fix)
+        elif match["domain"] not in domains:
+            yield Problem(
+                key, _shown(identity.spiffe_id), f"is in no configured trust domain ({_list(domains)})",
+                f'Add a [[trust_domains]] entry named "{match["domain"]}", or correct the id.',
+            )  # fmt: skip
+        yield from _reference(
+            f"identities[{number}].database", identity.database, "databases", [d.name for d in config.databases]
+        )
+
+
+def _databases(config: Config) -> Iterator[Problem]:
+    if not config.databases:
+        yield Problem("databases", "[]", "is empty", "Add one [[databases]] entry.")
+    yield from _duplicates("databases", "name", [database.name for database in config.databases])
+    for number, database in enumerate(config.databases):
+        prefix = f"databases[{number}]"
+        socket = database.host.startswith("/")
+        for name in ("name", "host", "database", "role"):
+            if not getattr(database, name):
+                yield Problem(f"{prefix}.{name}", '""', "is empty", "Give it a value.")
+        if socket and database.tls != "off":
+            fix = 'Set tls = "off": PostgreSQL has no TLS on unix sockets; the directory\'s permissions guard it.'
+            yield Problem(f"{prefix}.tls", _shown(database.tls), "cannot be had on a unix socket", fix)
+        if database.tls == "off" and not socket and not _LOOPBACK.fullmatch(database.host):
+            fix = 'Set tls = "verify-full" and ca, or use a unix socket or loopback.'
+            what = f"sends data in clear to {database.host}"
+            yield Problem(f"{prefix}.tls", '"off"', what, fix)
+        for name in ("ca", "client_certificate"):
+            if getattr(database, name) is not None:
+                yield from _file(f"{prefix}.{name}", getattr(database, name))
+        for name in ("password_file", "client_key"):
+            if getattr(database, name) is not None:
+                yield from _secret(f"{prefix}.{name}", getattr(database, name))
+        if (database.client_certificate is None) != (database.client_key is None):
+            absent = "client_key" if database.client_key is None else "client_certificate"
+            yield Problem(f"{prefix}.{absent}", "", "is missing", "client_certificate and client_key go together.")
+        for position, routine in enumerate(database.functions):
+            if not _ROUTINE.fullmatch(routine):
+                fix = "Write schema.name(type,type), with () for none."
+                yield Problem(f"{prefix}.functions[{position}]", _shown(routine), "does not name one routine", fix)
+
+
+def _tokens(config: Config) -> Iterator[Problem]:
+    keys = [key.name for key in config.keys]
+    names = [transformation.name for transformation in config.transformations]
+    yield from _duplicates("keys", "name", keys)
+    yield from _duplicates("transformations", "name", names)
+    yield from _duplicates("columns", "name", [column.name for column in config.columns])
+    for number, key in enumerate(config.keys):
+        yield from _secret(f"keys[{number}].file", key.file)
+    for number, transformation in enumerate(config.transformations):
+        yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
+        try:
+            re.compile(transformation.template)
+        except re.error as error:
+            key_name = f"transformations[{number}].template"
+            fix = "Correct the expression; in TOML, single quotes keep backslashes."
+            yield Problem(key_name, _shown(transformation.template), f"is not a regular expression ({error})", fix)
+    for number, column in enumerate(config.columns):
+        parts = column.name.split(".")
+        if len(parts) != 3 or not all(parts):
+            fix = "Write schema.relation.column."
+            yield Problem(f"columns[{number}].name", _shown(column.name), "does not name one column", fix)
+        if column.transformation is not None:
+            yield from _reference(f"columns[{number}].transformation", column.transformation, "transformations", names)
+
+
+def _reference(key: str, value: str, section: str, known: list[str]) -> Iterator[Problem]:
+    if value not in known:
+        close = difflib.get_close_matches(value, known, 1)
+        fix = f'Did you mean "{close[0]}"?' if close else f'Add a [[{section}]] entry with name = "{value}".'
+        yield Problem(key, _shown(value), f"names no entry of {section} ({_list(known)})", fix)
+
+
+def _duplicates(section: str, field: str, names: list[str]) -> Iterator[Problem]:
+    for number, name in enumerate(names):
+        first = names.index(name)
+        if first != number:
+            what = f"is already the {field} of {section}[{first}]"
+            yield Problem(f"{section}[{number}].{field}", _shown(name), what, "Remove or rename one of them.")
+
+
+def _file(key: str, path: Path) -> Iterator[Problem]:
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        yield Problem(key, _shown(str(path)), what, "Create it, or correct the path (relative to the configuration).")
+    elif not os.access(path, os.R_OK):
+        yield Problem(key, _shown(str(path)), "cannot be read by this user", "Change its owner or its mode.")
+
+
+def _secret(key: str, path: Path) -> Iterator[Problem]:
+    """A file that nobody else may read; its group may if root owns it (mounted secrets)."""
+    found = list(_file(key, path))
+    yield from found
+    if found:
+        return
+    status = path.stat()
+    allowed = 0o740 if status.st_uid == 0 else 0o700
+    if stat.S_IMODE(status.st_mode) & ~allowed & 0o077:
+        what = f"can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        yield Problem(key, _shown(str(path)), what, f"Run: chmod 600 {path}")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "there is none"
