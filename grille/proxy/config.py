@@ -176,7 +176,8 @@ class Audit(_Section, frozen=True, kw_only=True):
     signing_key: Path
     """PEM file: Ed25519 private key; must not be readable by others."""
     reads: Literal["process", "power", "strict"] = "power"
-    """When a read's event is kept: ``process`` in the page cache, ``power`` after fdatasync, ``strict`` intent and outcome."""
+    """When a read's event is kept: ``process`` in the page cache, ``power`` after fdatasync, ``strict`` both
+    intent and outcome."""
     writes: Literal["process", "power", "strict"] = "strict"
     """The same for writes."""
     block_events: Annotated[int, Meta(ge=1, le=65536)] = 1024

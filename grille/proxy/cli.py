@@ -1,0 +1,244 @@
+"""The ``grille`` command.
+
+Each command imports what it needs when it runs, so that ``--help`` is quick.  Exit status: 0 done, 1 a check failed,
+2 wrong usage or configuration.  Errors are one line on standard error each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FAILED = 1
+USAGE = 2
+
+_ABOUT = """\
+Grille stands between AI agents and a PostgreSQL database.  An agent connects with its
+usual driver over mutual TLS; Grille knows it by the SPIFFE ID in its certificate, asks the
+policy (Rego) about every statement, filters rows, tokenizes or masks columns, and signs a
+record of all of it.  What Grille does not understand, it denies.
+"""
+
+_EXAMPLES = """\
+a first look:
+  grille demo                                    the whole story on a real PostgreSQL, two minutes
+  grille demo --keep                             the same, left running to connect to
+  grille check --config grille.toml              is everything that the file points at in order?
+  grille serve --config grille.toml              run it
+
+The configuration is explained in docs/reference/configuration.md, all commands in docs/reference/commands.md.
+"""
+
+_DEMO = """\
+Starts a PostgreSQL with a small bank's data in it, Grille in front, and two agents with different
+SPIFFE identities.  Shows that they get different rows, masked and tokenized columns, and denials
+they can act on; replays an attack through a prompt; prints the signed record of it.  Ends by itself
+and cleans up, unless --keep is given: then it prints a psql line, a psycopg snippet and a JDBC URL.
+"""
+
+_SERVE = """\
+Runs the node: one worker process a core, all on one port.  Logs JSON lines to standard error; the
+line with message "serving" names the ports.  SIGTERM drains (transactions in flight finish, new ones
+are refused with 57P01), a second SIGTERM ends at once; SIGHUP reloads the policy bundle and the
+certificates.  /metrics, /livez and /readyz are on the admin listener.
+"""
+
+_CHECK = """\
+Checks the configuration and everything it points at: keys, certificates, the policy bundle, the
+audit directory, and for each database the connection, its TLS and authentication, the catalogue and
+the sensitive columns.  One line an item, OK or FAIL, with what to do about it.
+"""
+
+_EXPLAIN = """\
+The policy author's microscope.  Prints what Grille makes of one statement for one agent, without
+running it: the operation, the policy's input, the decision, the SQL that would be sent, its slots,
+and what each result column becomes.
+"""
+
+_AUDIT = """\
+Works on the evidence that a node writes: checks that nothing was changed, shows events readably, and
+takes the head that a later check is held against.
+"""
+
+_VERIFY = """\
+Reads every block and event, checks hashes, order and signatures, and names the exact place of any
+change.  A cut tail shows only against a head that was kept elsewhere (grille audit head).  The last
+line is "verified events=N blocks=N" or "tampered block=.. event=.. reason=.." (exit 1).
+"""
+
+_SHOW = """\
+Prints events, oldest first: who, what, why allowed or not, what came back, and the chain of prompt,
+tool and handler that led to it.  Filters can be combined.
+"""
+
+_HEAD = """\
+Writes the present head of every chain to a file.  Keep it elsewhere: whoever can change the
+evidence must not be able to change it.
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps our line breaks."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="grille", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_Formatter)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(
+        where: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, text: str, *examples: str
+    ) -> argparse.ArgumentParser:
+        epilog = "example:\n" + "\n".join(f"  {example}" for example in examples)
+        return where.add_parser(name, help=line, description=text, epilog=epilog, formatter_class=_Formatter)
+
+    def configured(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        made.add_argument("--config", metavar="FILE", type=Path, required=True, help="the configuration (TOML)")
+        return made
+
+    demo = command(commands, "demo", "see it work, end to end", _DEMO, "grille demo --keep")
+    demo.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    demo.add_argument("--directory", metavar="DIR", type=Path, help="where its files go (default: a temporary one)")
+
+    configured(command(commands, "serve", "run the proxy", _SERVE, "grille serve --config grille.toml"))
+    configured(command(commands, "check", "check a configuration", _CHECK, "grille check --config grille.toml"))
+
+    explain = configured(
+        command(
+            commands, "explain", "what would become of a statement", _EXPLAIN,
+            "grille explain --config grille.toml --as spiffe://bank.example/ns/fraud/sa/scorer \\",
+            '    "SELECT name, ssn FROM customers WHERE id = 7"',
+        )
+    )  # fmt: skip
+    explain.add_argument("--as", dest="spiffe_id", metavar="SPIFFE_ID", required=True, help="the agent")
+    explain.add_argument("sql", metavar="SQL", help="one statement, in quotes")
+
+    audit = command(
+        commands, "audit", "verify and read the evidence", _AUDIT, "grille audit verify /var/lib/grille/audit"
+    )
+    parts = audit.add_subparsers(dest="part", metavar="PART", required=True)
+
+    verify = command(
+        parts, "verify", "has anything been changed?", _VERIFY,
+        "grille audit verify /var/lib/grille/audit --head /mnt/elsewhere/head.json",
+    )  # fmt: skip
+    verify.add_argument("directory", metavar="DIR", type=Path, help="the audit directory")
+    verify.add_argument("--head", metavar="FILE", type=Path, help="a head that was kept elsewhere")
+    verify.add_argument("--public-key", metavar="FILE", type=Path, help="PEM file: the key that must have signed")
+
+    show = command(
+        parts, "show", "print events", _SHOW,
+        "grille audit show /var/lib/grille/audit --decision deny --since 2026-11-24T00:00:00Z",
+        "grille audit show /var/lib/grille/audit --chain prompt-4711",
+    )  # fmt: skip
+    show.add_argument("place", metavar="DIR", nargs="?", type=Path, help="the audit directory (default: .)")
+    show.add_argument("--directory", metavar="DIR", type=Path, help="the same, as an option")
+    show.add_argument("--agent", metavar="SPIFFE_ID", help='only this agent ("/*" at the end: all below)')
+    show.add_argument("--decision", choices=("allow", "deny"), help="only these decisions")
+    show.add_argument("--relation", metavar="SCHEMA.NAME", help="only statements that used this relation")
+    show.add_argument("--since", metavar="TIME", help="RFC 3339, like 2026-11-24T08:00:00Z")
+    show.add_argument("--until", metavar="TIME", help="RFC 3339")
+    show.add_argument("--chain", metavar="TEXT", help="only events whose call chain holds this id")
+    show.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    head = command(
+        parts, "head", "keep the present head", _HEAD,
+        "grille audit head /var/lib/grille/audit --out /mnt/elsewhere/head.json",
+    )  # fmt: skip
+    head.add_argument("directory", metavar="DIR", type=Path, help="the audit directory")
+    head.add_argument("--out", metavar="FILE", type=Path, required=True, help="where to write it")
+
+    command(commands, "version", "print the version", "Prints the version and the build.", "grille version")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    match chosen.command:
+        case "version":
+            return _version()
+        case "audit":
+            return _audit(chosen)
+        case "demo":
+            from grille.proxy.demo.run import main as demo
+
+            return demo(chosen)
+    from grille.proxy.config import ConfigError, load
+
+    try:
+        config = load(chosen.config)
+    except ConfigError as error:
+        return _complain(str(error))
+    match chosen.command:
+        case "serve":
+            from grille.proxy.node import serve
+            from grille.proxy.telemetry import start_logging
+
+            start_logging(config.process.log_level)
+            try:
+                return serve(config)
+            except OSError as error:
+                return _complain(error.strerror or str(error))
+        case "check":
+            import asyncio
+
+            from grille.proxy.check import check
+
+            return asyncio.run(check(config, sys.stdout))
+        case _:
+            import asyncio
+
+            from grille.proxy.explain import explain
+
+            return asyncio.run(explain(config, chosen.spiffe_id, chosen.sql))
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    from grille.audit import evidence
+
+    if chosen.part == "show":
+        chosen.directory = chosen.place or chosen.directory or Path()
+    if not chosen.directory.is_dir():
+        return _complain(f"{chosen.directory} is not a directory; give the audit.directory of the configuration")
+    match chosen.part:
+        case "verify":
+            return evidence.verify_command(chosen)
+        case "show":
+            return evidence.show_command(chosen)
+        case _:
+            return evidence.head_command(chosen)
+
+
+def _version() -> int:
+    import importlib.util
+
+    from grille import __version__
+
+    spec = importlib.util.find_spec("grille.protocols.postgres.messages")
+    compiled = spec is not None and (spec.origin or "").endswith(".so")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    print(f"grille {__version__} ({'compiled' if compiled else 'plain Python'} build, Python {python})")
+    return 0
+
+
+def _complain(text: str) -> int:
+    for line in text.splitlines():
+        print(f"grille: {line}", file=sys.stderr)
+    return USAGE
