@@ -1,0 +1,167 @@
+"""Which reply upstream may send when: the queue of what was sent and not yet answered.
+
+Each message that is sent upstream, and that the server answers, leaves one `Expectation`.  A reply is accepted only
+if it belongs to the oldest one; anything else raises `UnexpectedReply`, after which the connection must be closed,
+because it is no longer known to whom the next byte belongs.
+
+Source: PostgreSQL documentation, "Extended Query" and "Pipelining".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Final
+
+import msgspec
+
+from grille.protocols.postgres.messages import ReadyForQuery, TransactionStatus
+
+PARSE_COMPLETE: Final = ord("1")
+BIND_COMPLETE: Final = ord("2")
+CLOSE_COMPLETE: Final = ord("3")
+NO_DATA: Final = ord("n")
+PORTAL_SUSPENDED: Final = ord("s")
+EMPTY_QUERY_RESPONSE: Final = ord("I")
+PARAMETER_DESCRIPTION: Final = ord("t")
+ROW_DESCRIPTION: Final = ord("T")
+DATA_ROW: Final = ord("D")
+COMMAND_COMPLETE: Final = ord("C")
+ERROR_RESPONSE: Final = ord("E")
+NOTICE_RESPONSE: Final = ord("N")
+PARAMETER_STATUS: Final = ord("S")
+READY_FOR_QUERY: Final = ord("Z")
+
+
+class Request(Enum):
+    """What was sent upstream.  Flush is not here: it has no answer of its own."""
+
+    PARSE = auto()
+    BIND = auto()
+    DESCRIBE_STATEMENT = auto()
+    DESCRIBE_PORTAL = auto()
+    EXECUTE = auto()
+    CLOSE = auto()
+    SYNC = auto()
+
+
+class Expectation(msgspec.Struct, frozen=True, eq=False):
+    """One message that was sent upstream."""
+
+    request: Request
+    ours: bool = False
+    """True: Grille sent it on its own account (a Parse on demand, a Close, a fused BEGIN).  The client must not see the
+    answer, except that an error here ends its unit like any other."""
+    statement: str = ""
+    """Name of the prepared statement that a Parse makes or a Close forgets; empty for all else."""
+    item: int = 0
+    """Whatever number the sender wants back with each reply, for instance the statement's place in the unit."""
+
+
+class UnexpectedReply(Exception):  # noqa: N818
+    """Upstream sent what nothing asked for."""
+
+    def __init__(self, kind: int, expected: Request | None) -> None:
+        waiting = f"waiting for the answer to {expected.name}" if expected is not None else "nothing was asked"
+        super().__init__(f"unexpected message {chr(kind)!r} from the database while {waiting}")
+        self.kind = kind
+
+
+class _Stage(Enum):
+    """How far the answer to the oldest request has come."""
+
+    PARSE = auto()
+    BIND = auto()
+    DESCRIBE_STATEMENT = auto()
+    DESCRIBE_ROWS = auto()
+    EXECUTE = auto()
+    CLOSE = auto()
+    SYNC = auto()
+    SYNC_AFTER_ERROR = auto()
+    DONE = auto()
+
+
+_FIRST_STAGE: Final = {
+    Request.PARSE: _Stage.PARSE,
+    Request.BIND: _Stage.BIND,
+    Request.DESCRIBE_STATEMENT: _Stage.DESCRIBE_STATEMENT,
+    Request.DESCRIBE_PORTAL: _Stage.DESCRIBE_ROWS,
+    Request.EXECUTE: _Stage.EXECUTE,
+    Request.CLOSE: _Stage.CLOSE,
+    Request.SYNC: _Stage.SYNC,
+}
+
+_TABLE: Final[dict[_Stage, dict[int, _Stage]]] = {
+    _Stage.PARSE: {PARSE_COMPLETE: _Stage.DONE},
+    _Stage.BIND: {BIND_COMPLETE: _Stage.DONE},
+    _Stage.DESCRIBE_STATEMENT: {PARAMETER_DESCRIPTION: _Stage.DESCRIBE_ROWS},
+    _Stage.DESCRIBE_ROWS: {ROW_DESCRIPTION: _Stage.DONE, NO_DATA: _Stage.DONE},
+    _Stage.EXECUTE: {
+        DATA_ROW: _Stage.EXECUTE,
+        COMMAND_COMPLETE: _Stage.DONE,
+        PORTAL_SUSPENDED: _Stage.DONE,
+        EMPTY_QUERY_RESPONSE: _Stage.DONE,
+    },
+    _Stage.CLOSE: {CLOSE_COMPLETE: _Stage.DONE},
+    _Stage.SYNC: {READY_FOR_QUERY: _Stage.DONE},
+    _Stage.SYNC_AFTER_ERROR: {READY_FOR_QUERY: _Stage.DONE},
+}
+
+
+class Pipeline:
+    """The requests in flight on one upstream connection, oldest first."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Expectation] = deque()
+        self._stage = _Stage.DONE
+        self.status: TransactionStatus = "I"
+        """What the last ReadyForQuery said."""
+
+    def sent(self, expectations: Iterable[Expectation]) -> None:
+        """Note what was sent, in order."""
+        self._queue.extend(expectations)
+        if self._stage is _Stage.DONE and self._queue:
+            self._stage = _FIRST_STAGE[self._queue[0].request]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not fully answered."""
+        return len(self._queue)
+
+    @property
+    def oldest(self) -> Expectation | None:
+        """The request that the next reply must belong to."""
+        return self._queue[0] if self._queue else None
+
+    def received(self, kind: int, payload: bytes) -> Expectation | None:
+        """The request that this reply belongs to; None for a notice or a parameter status, which may come at any time.
+
+        After an ErrorResponse everything up to the next Sync is dropped from the queue: the server skips it.  Raises
+        UnexpectedReply, or ProtocolViolation for a ReadyForQuery that is malformed.
+        """
+        if kind in (NOTICE_RESPONSE, PARAMETER_STATUS):
+            return None
+        queue = self._queue
+        if not queue:
+            raise UnexpectedReply(kind, None)
+        expectation = queue[0]
+        stage = self._stage
+        if kind == ERROR_RESPONSE:
+            if stage is _Stage.SYNC_AFTER_ERROR:
+                raise UnexpectedReply(kind, expectation.request)
+            while queue and queue[0].request is not Request.SYNC:
+                queue.popleft()
+            self._stage = _Stage.SYNC_AFTER_ERROR if queue else _Stage.DONE
+            return expectation
+        after = _TABLE[stage].get(kind)
+        if after is None:
+            raise UnexpectedReply(kind, expectation.request)
+        if kind == READY_FOR_QUERY:
+            self.status = ReadyForQuery.decode(payload).status
+        if after is _Stage.DONE:
+            queue.popleft()
+            if queue:
+                after = _FIRST_STAGE[queue[0].request]
+        self._stage = after
+        return expectation
