@@ -308,6 +308,7 @@ _FIXES = {
     "float": "Write a number without quotes.",
     "array": "Write a list in square brackets, or tables as [[name]].",
     "object": "Write a table: [name] and lines of key = value.",
+    "bool | int | str": "Write text, a whole number, or true or false.",
 }
 
 
@@ -326,6 +327,10 @@ def _explain(message: str, document: object) -> Problem:
         fix = f"Did you mean {close[0]}?" if close else f"Remove it, or use one of: {', '.join(known)}."
         return Problem(key, _shown(_value_at(document, key)), "is not a key that Grille knows", fix)
     value = _value_at(document, path)
+    if path.endswith("[...]") and isinstance(value, dict):
+        # the decoder does not name the key of a table of free keys; attributes is the only one
+        wrong = next((key for key, item in value.items() if not isinstance(item, (str, int, bool))), "...")
+        path, value = f"{path[:-5]}.{wrong}", value.get(wrong)
     wanted = re.match(r"Expected `([^`]*)`", sentence)
     if sentence.startswith("Invalid enum value"):
         parent, _, last = path.rpartition(".")
@@ -403,7 +408,7 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _file("policy.bundle", config.policy.bundle)
     yield from _secret("audit.signing_key", config.audit.signing_key)
     if config.audit.directory.exists() and not config.audit.directory.is_dir():
-        yield Problem("audit.directory", _shown(str(config.audit.directory)), "is not a directory", "Name a directory.")
+        yield Problem("audit.directory", f'"{config.audit.directory}"', "is not a directory", "Name a directory.")
 
 
 def _listener(config: Config) -> Iterator[Problem]:
@@ -514,9 +519,9 @@ def _duplicates(section: str, field: str, names: list[str]) -> Iterator[Problem]
 def _file(key: str, path: Path) -> Iterator[Problem]:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
-        yield Problem(key, _shown(str(path)), what, "Create it, or correct the path (relative to the configuration).")
+        yield Problem(key, f'"{path}"', what, "Create it, or correct the path (relative to the configuration).")
     elif not os.access(path, os.R_OK):
-        yield Problem(key, _shown(str(path)), "cannot be read by this user", "Change its owner or its mode.")
+        yield Problem(key, f'"{path}"', "cannot be read by this user", "Change its owner or its mode.")
 
 
 def _secret(key: str, path: Path) -> Iterator[Problem]:
@@ -529,7 +534,7 @@ def _secret(key: str, path: Path) -> Iterator[Problem]:
     allowed = 0o740 if status.st_uid == 0 else 0o700
     if stat.S_IMODE(status.st_mode) & ~allowed & 0o077:
         what = f"can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        yield Problem(key, _shown(str(path)), what, f"Run: chmod 600 {path}")
+        yield Problem(key, f'"{path}"', what, f"Run: chmod 600 {path}")
 
 
 def _list(names: list[str]) -> str:

@@ -1,0 +1,289 @@
+"""The configuration: what is accepted, and what every error says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from grille.proxy import config_reference
+from grille.proxy.config import Config, ConfigError, decode, encode, load
+
+GOOD = """
+[listener]
+certificate = "server.pem"
+key = "server.key"
+
+[[trust_domains]]
+name = "bank.example"
+bundle = "ca.pem"
+
+[[identities]]
+spiffe_id = "spiffe://bank.example/ns/fraud/sa/scorer"
+database = "bank"
+scopes = ["accounts:read"]
+attributes = { branch = "0042" }
+
+[[identities]]
+spiffe_id = "spiffe://bank.example/ns/support/*"
+database = "bank"
+
+[[databases]]
+name = "bank"
+host = "127.0.0.1"
+database = "bank"
+role = "grille"
+tls = "off"
+
+[policy]
+bundle = "bundle.tar.gz"
+
+[audit]
+directory = "audit"
+signing_key = "audit.key"
+
+[[keys]]
+name = "pii"
+file = "pii.hex"
+
+[[transformations]]
+name = "ssn"
+kind = "fpe"
+template = '(\\d{3})-(\\d{2})-(\\d{4})'
+token_domain = "ssn"
+key = "pii"
+
+[[columns]]
+name = "public.customers.ssn"
+transformation = "ssn"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a configuration beside every file that the good one names."""
+    for name in ("server.pem", "server.key", "ca.pem", "bundle.tar.gz", "audit.key", "pii.hex"):
+        file = tmp_path / name
+        file.write_text("x")
+        file.chmod(0o600)
+
+    def write(text: str) -> Path:
+        path = tmp_path / "grille.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_good_file_is_loaded_with_paths_relative_to_it(write: Callable[[str], Path]) -> None:
+    path = write(GOOD)
+    config = load(path)
+    assert config.listener.certificate == path.parent / "server.pem"
+    assert config.listener.port == 6432
+    assert config.identities[0].attributes == {"branch": "0042"}
+    assert config.admin.host == "127.0.0.1"
+    assert config.databases[0].catalog_poll == 5.0
+
+
+def test_absolute_paths_stay(write: Callable[[str], Path], tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere.pem"
+    other.write_text("x")
+    assert load(write(GOOD.replace('"ca.pem"', f'"{other}"'))).trust_domains[0].bundle == other
+
+
+def test_a_worker_reads_back_what_the_node_loaded(write: Callable[[str], Path]) -> None:
+    config = load(write(GOOD))
+    again = decode(msgspec.json.decode(encode(config)), base=Path("/nowhere"), source="test")
+    assert again == config
+    assert again.fingerprint == config.fingerprint
+
+
+def test_fingerprint_covers_columns_and_transformations(write: Callable[[str], Path]) -> None:
+    first = load(write(GOOD)).fingerprint
+    assert len(first) == 64
+    for old, new in [('name = "public.customers.ssn"', 'name = "public.customers.tax_id"'),
+                     ('token_domain = "ssn"', 'token_domain = "other"'),
+                     ('branch = "0042"', 'branch = "0043"')]:  # fmt: skip
+        assert load(write(GOOD.replace(old, new))).fingerprint != first
+    assert load(write(GOOD)).fingerprint == first
+
+
+BAD = [
+    # what is changed in the good file, the key that the error names, the value, a part of the fix
+    ('host = "127.0.0.1"\n', 'host = "127.0.0.1"\nport = "5432"\n', "databases[0].port", '"5432"', "whole number"),
+    ('host = "127.0.0.1"\n', 'host = "127.0.0.1"\nport = 70000\n', "databases[0].port", "70000", "<= 65535"),
+    ('role = "grille"\n', "", "databases[0].role", "is missing", "Add it: The login role"),
+    (
+        'role = "grille"\n',
+        'role = "grille"\npasword_file = "p"\n',
+        "databases[0].pasword_file",
+        '"p"',
+        "Did you mean password_file?",
+    ),
+    ('tls = "off"', 'tls = "verify-ca"', "databases[0].tls", '"verify-ca"', "Use one of: verify-full, off."),
+    ('host = "127.0.0.1"', 'host = "db.example"', "databases[0].tls", '"off"', 'tls = "verify-full"'),
+    (
+        'host = "127.0.0.1"\ndatabase = "bank"\nrole = "grille"\ntls = "off"',
+        'host = "/run/postgresql"\ndatabase = "bank"\nrole = "grille"',
+        "databases[0].tls",
+        '"verify-full"',
+        'Set tls = "off"',
+    ),
+    ('role = "grille"\n', 'role = ""\n', "databases[0].role", '""', "Give it a value"),
+    (
+        'role = "grille"\n',
+        'role = "grille"\nclient_certificate = "server.pem"\n',
+        "databases[0].client_key",
+        "is missing",
+        "go together",
+    ),
+    (
+        'role = "grille"\n',
+        'role = "grille"\nfunctions = ["lower"]\n',
+        "databases[0].functions[0]",
+        '"lower"',
+        "schema.name(type,type)",
+    ),
+    ('role = "grille"\n', 'role = "grille"\npool_size = 0\n', "databases[0].pool_size", "0", ">= 1"),
+    ('name = "bank"\nhost', 'name = "bnk"\nhost', "identities[0].database", '"bank"', 'Did you mean "bnk"?'),
+    ('name = "bank.example"', 'name = "Bank.Example"', "trust_domains[0].name", '"Bank.Example"', "lower-case"),
+    (
+        'name = "bank.example"',
+        'name = "other.example"',
+        "identities[0].spiffe_id",
+        "spiffe://bank.example",
+        "[[trust_domains]]",
+    ),
+    ("/ns/support/*", "/ns/../x", "identities[1].spiffe_id", "/ns/../x", "spiffe://TRUST-DOMAIN/PATH"),
+    ("/ns/support/*", "/ns/sup%70ort", "identities[1].spiffe_id", "%70", "spiffe://TRUST-DOMAIN/PATH"),
+    (
+        "/ns/support/*",
+        "/ns/fraud/sa/scorer",
+        "identities[1].spiffe_id",
+        "scorer",
+        "is already the spiffe_id of identities[0]",
+    ),
+    (
+        'attributes = { branch = "0042" }',
+        "attributes = { branch = 4.2 }",
+        "identities[0].attributes.branch",
+        "4.2",
+        "Write text",
+    ),
+    (
+        'scopes = ["accounts:read"]',
+        'scopes = "accounts:read"',
+        "identities[0].scopes",
+        '"accounts:read"',
+        "square brackets",
+    ),
+    ('scopes = ["accounts:read"]', "scopes = [7]", "identities[0].scopes[0]", "7", "quotes"),
+    ('key = "pii"', 'key = "pi"', "transformations[0].key", '"pi"', 'Did you mean "pii"?'),
+    ("(\\d{3})", "(\\d{3}", "transformations[0].template", "is not a regular expression", "single quotes"),
+    ('transformation = "ssn"', 'transformation = "card"', "columns[0].transformation", '"card"', "[[transformations]]"),
+    ("public.customers.ssn", "customers.ssn", "columns[0].name", '"customers.ssn"', "schema.relation.column"),
+    (
+        "[[columns]]",
+        '[[columns]]\nname = "public.customers.ssn"\n[[columns]]',
+        "columns[1].name",
+        "public.customers.ssn",
+        "already",
+    ),
+    ('"bundle.tar.gz"', '"nothing.tar.gz"', "policy.bundle", "nothing.tar.gz", "does not exist"),
+    ('"bundle.tar.gz"', "7", "policy.bundle", "7", "file name in quotes"),
+    ('"audit"', '"audit.key"', "audit.directory", "audit.key", "Name a directory"),
+    ("[policy]\n", "[policy]\ntimeout = 0\n", "policy.timeout", "0", "> 0"),
+    ("[policy]", "[polcy]", "polcy", "a table", "Did you mean policy?"),
+    ("[policy]", "[extra]\n[policy]", "extra", "a table", "one of: listener"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "key", "value", "fix"), BAD)
+def test_errors_name_the_key_the_value_and_the_fix(
+    write: Callable[[str], Path], old: str, new: str, key: str, value: str, fix: str
+) -> None:
+    assert old in GOOD
+    path = write(GOOD.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith(f"{path}: {key}")]
+    assert lines, str(caught.value)
+    assert value in lines[0]
+    assert fix in lines[0]
+
+
+def test_all_cross_check_problems_are_told_at_once(write: Callable[[str], Path]) -> None:
+    text = GOOD.replace('"pii.hex"', '"a"').replace('"ca.pem"', '"b"').replace('key = "pii"', 'key = "z"')
+    with pytest.raises(ConfigError) as caught:
+        load(write(text))
+    assert {problem.key for problem in caught.value.problems} == {
+        "trust_domains[0].bundle", "keys[0].file", "transformations[0].key",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o620, 0o666])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("server.key", "listener.key"), ("audit.key", "audit.signing_key"), ("pii.hex", "keys[0].file")],
+)
+def test_secret_files_that_others_can_reach_are_refused(
+    write: Callable[[str], Path], file: str, key: str, mode: int
+) -> None:
+    path = write(GOOD)
+    (path.parent / file).chmod(mode)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert f"{mode:04o}" in problem.what
+    assert problem.fix == f"Run: chmod 600 {path.parent / file}"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[listener\n", "is not TOML"),
+        (b"a = 1\na = 2\n", "is not TOML"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"", "listener: is missing"),
+    ],
+)
+def test_files_that_are_not_toml(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "grille.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        load(path)
+
+
+def test_absent_file_and_directory(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load(path)
+
+
+def test_long_values_are_shortened(write: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(GOOD.replace('key = "pii"', f'key = "{"k" * 500}"')))
+    assert all(len(problem.value) <= 60 for problem in caught.value.problems)
+
+
+def test_empty_lists_of_who_may_connect_are_refused(write: Callable[[str], Path]) -> None:
+    config = msgspec.json.decode(encode(load(write(GOOD))))
+    config["identities"] = []
+    decoded = decode(config, base=Path("/"), source="x")
+    assert isinstance(decoded, Config)
+    text = GOOD[: GOOD.index("[[identities]]")] + GOOD[GOOD.index("[[databases]]") :]
+    with pytest.raises(ConfigError, match="identities"):
+        load(write("identities = []\n" + text))
+
+
+def test_the_reference_page_is_current() -> None:
+    assert config_reference.PAGE.read_text(encoding="utf-8") == config_reference.page(), (
+        "run: python -m grille.proxy.config_reference"
+    )
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert "|  |" not in config_reference.page()
