@@ -168,6 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        text = " ".join(str(error).split())
+        print(f"grille: unexpected {type(error).__name__}: {text} (python -X dev shows where)", file=sys.stderr)
+        return FAILED
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -211,12 +217,12 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from grille.audit import evidence
-
     if chosen.part == "show":
         chosen.directory = chosen.place or chosen.directory or Path()
     if not chosen.directory.is_dir():
         return _complain(f"{chosen.directory} is not a directory; give the audit.directory of the configuration")
+    from grille.audit import evidence
+
     match chosen.part:
         case "verify":
             return evidence.verify_command(chosen)

@@ -111,7 +111,8 @@ class LocalSocket:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _DATAGRAM_BYTES)
         self._path.unlink(missing_ok=True)
         self._socket.bind(str(self._path))
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._readable)
 
     def send(self, name: str, datagram: Datagram) -> bool:
         """Send to the process called ``name``; False if it is not there or does not read."""
@@ -125,7 +126,7 @@ class LocalSocket:
     def close(self) -> None:
         """Stop receiving and remove the socket."""
         if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._path.unlink(missing_ok=True)
 
