@@ -10,7 +10,7 @@ Source: PostgreSQL documentation, "Extended Query" and "Pipelining".
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -130,9 +130,9 @@ class Pipeline:
         return len(self._queue)
 
     @property
-    def oldest(self) -> Expectation | None:
-        """The request that the next reply must belong to."""
-        return self._queue[0] if self._queue else None
+    def requests(self) -> Sequence[Expectation]:
+        """The requests that are not fully answered, oldest first."""
+        return self._queue
 
     def received(self, kind: int, payload: bytes) -> Expectation | None:
         """The request that this reply belongs to; None for a notice or a parameter status, which may come at any time.
