@@ -1,0 +1,156 @@
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grille.tokenization.provider import Unfit
+from grille.tokenization.transformation import ALPHABETS, FPE, Key, Template, TemplateError, tweak
+
+SSN = r"(\d{3})-(\d{2})-(\d{4})"
+KEY = Key("k", 1, bytes(range(32)))
+
+
+def fpe(pattern, alphabet="digits", *, domain="d", key=KEY):
+    return FPE(key, domain, Template(pattern, alphabet))
+
+
+def test_separators_stay_and_groups_are_one_string():
+    ssn = fpe(SSN)
+    plain = fpe(r"(\d{9})")
+    (token,) = ssn.encode(["123-45-6789"])
+    assert isinstance(token, str)
+    assert token != "123-45-6789"
+    assert [token[3], token[6], len(token)] == ["-", "-", 11]
+    assert plain.encode(["123456789"]) == [token.replace("-", "")]
+    assert ssn.decode([token]) == ["123-45-6789"]
+
+
+def test_a_stored_token_never_changes():
+    """Tokens outlive the code: this one must stay as it is."""
+    assert fpe(SSN, domain="customer-ssn").encode(["123-45-6789"]) == ["106-74-5468"]
+    assert tweak("customer-ssn", 1).hex() == "a649de9d442639"
+
+
+def test_the_tweak_is_as_documented():
+    domain = "kundennummer-ä".encode()
+    expected = hashlib.sha256(len(domain).to_bytes(4, "big") + domain + (3).to_bytes(8, "big")).digest()[:7]
+    assert tweak("kundennummer-ä", 3) == expected
+
+
+def test_domain_and_version_change_the_token():
+    token = fpe(SSN).encode(["123-45-6789"])
+    assert fpe(SSN, domain="e").encode(["123-45-6789"]) != token
+    assert fpe(SSN, key=Key("k", 2, KEY.material)).encode(["123-45-6789"]) != token
+
+
+PATTERNS = [
+    (SSN, "digits"),
+    (r"(\d{16})", "digits"),
+    (r"[0-9]{6}([0-9]{6})[0-9]{4}", "digits"),
+    (r"(\d{6,20})", "digits"),
+    (r"\+(\d{1,3}) (\d{5,9})", "digits"),
+    (r"([a-z]{5,8})", "lower"),
+    (r"X\.([A-Z]{5})", "upper"),
+    (r"[A-Z]{2}\d{2}([0-9A-Za-z]{4,30})", "alphanumeric"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "alphabet"), PATTERNS)
+@given(data=st.data())
+def test_round_trip_and_token_fits_the_template(pattern, alphabet, data):
+    template = Template(pattern, alphabet)
+    strict = st.from_regex(template._match.__self__, fullmatch=True, alphabet=st.characters(codec="ascii"))
+    values = data.draw(st.lists(strict, min_size=1, max_size=4))
+    transformation = FPE(KEY, "d", template)
+    tokens = transformation.encode(values)
+    assert transformation.decode(tokens) == values
+    for value, token in zip(values, tokens, strict=True):
+        before, after = template.split(value), template.split(token)
+        assert before is not None
+        assert after is not None
+        assert [len(part) for part in before[0]] == [len(part) for part in after[0]]
+        kept = [i for i, encoded in enumerate(template._encoded) if not encoded]
+        assert [before[0][i] for i in kept] == [after[0][i] for i in kept]
+
+
+def test_batches_of_mixed_lengths_keep_their_order():
+    transformation = fpe(r"(\d{6,20})")
+    values = [str(number) * (6 + number % 9) for number in range(1, 9)] * 30
+    tokens = transformation.encode(values)
+    assert [transformation.encode([value])[0] for value in values] == tokens
+    assert transformation.decode(tokens) == values
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "123456789", "123-45-678", "123-45-67890", "x123-45-6789", "123-45-6789\n", "123-45-678a",
+     "\u0661\u0662\u0663-45-6789", "\u00b223-45-6789"],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_unfit_and_not_repeated(value):
+    transformation = fpe(SSN)
+    for result in transformation.encode([value]) + transformation.decode([value]):
+        assert isinstance(result, Unfit)
+        assert "template" in result.reason
+        assert not value or value not in result.reason
+
+
+def test_unfit_values_leave_the_others_alone():
+    transformation = fpe(SSN)
+    mixed = transformation.encode(["bad", "123-45-6789", "", "987-65-4321"])
+    assert [isinstance(result, Unfit) for result in mixed] == [True, False, True, False]
+    assert mixed[1::2] == transformation.encode(["123-45-6789", "987-65-4321"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "alphabet", "why"),
+    [
+        ("", "digits", "no group"),
+        (r"\d{9}", "digits", "no group"),
+        (r"(\d{5})", "digits", "fewer than a million"),
+        (r"(\d{2})-(\d{3})", "digits", "fewer than a million"),
+        (r"(\d{1,9})", "digits", "fewer than a million"),
+        (r"([a-z]{4})", "lower", "fewer than a million"),
+        (r"([A-Z]{9})", "lower", "exactly the alphabet"),
+        (r"(\d{9})", "alphanumeric", "exactly the alphabet"),
+        (r"(4\d{9})", "digits", "not understood"),
+        (r"(\d+)", "digits", "not understood"),
+        (r"(\d*)+", "digits", "not understood"),
+        (r"(.{9})", "digits", "not understood"),
+        (r"(\d{9}", "digits", "not understood"),
+        (r"\d{9})", "digits", "not understood"),
+        (r"((\d{9}))", "digits", "not understood"),
+        (r"(\d{9})?", "digits", "not understood"),
+        (r"(\d{9})|(\d{8})", "digits", "not understood"),
+        (r"(?:\d{9})", "digits", "not understood"),
+        (r"^(\d{9})$", "digits", "not understood"),
+        (r"(\d{9})\b", "digits", "not understood"),
+        (r"(\d{0,9})", "digits", "a length must be"),
+        (r"(\d{9,6})", "digits", "a length must be"),
+        (r"(\d{6,9999})", "digits", "a length must be"),
+        (r"(\d{6,9})(\d{3})", "digits", "variable length"),
+        (r"(\d{6,9})\d", "digits", "variable length"),
+        (r"(\d{6,9})7", "digits", "own alphabet"),
+        (r"\d{2,3}(\d{9})", "digits", "one length"),
+        (r"(\d{9})", "hex", "alphabet"),
+        (r"(\d{9})", "text", "alphabet"),
+    ],
+)
+def test_bad_templates_are_refused(pattern, alphabet, why):
+    with pytest.raises(TemplateError, match=why):
+        Template(pattern, alphabet)
+
+
+@pytest.mark.parametrize("size", [0, 16, 24, 31, 33, 64])
+def test_fpe_takes_aes_256_only(size):
+    with pytest.raises(ValueError, match=r"'k' has \d+ bytes") as caught:
+        fpe(SSN, key=Key("k", 1, b"\xab" * size))
+    assert "\\xab" not in str(caught.value)
+
+
+def test_key_hides_its_bytes():
+    assert repr(Key("k", 1, b"secret")) == "Key(name='k', version=1, material=<6 bytes>)"
+
+
+def test_alphabets_have_no_character_twice():
+    assert all(len(set(characters)) == len(characters) for characters in ALPHABETS.values())
