@@ -1,0 +1,65 @@
+"""Secrets that the configuration points at, read from their files.  No error repeats what a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from grille.proxy.config import Config, ConfigError, Problem
+from grille.tokenization.embedded import EmbeddedProvider
+from grille.tokenization.transformation import Key, Transformation
+
+
+def token_provider(config: Config) -> EmbeddedProvider:
+    """The provider of all configured transformations.  Raises `ConfigError`."""
+    keys = [
+        Key(key.name, key.version, _hexadecimal(f"keys[{number}].file", key.file))
+        for number, key in enumerate(config.keys)
+    ]
+    transformations = [
+        Transformation(
+            name=transformation.name,
+            kind=transformation.kind,
+            token_domain=transformation.token_domain,
+            key=transformation.key,
+            alphabet=transformation.alphabet,
+            template=transformation.template,
+        )
+        for transformation in config.transformations
+    ]
+    try:
+        return EmbeddedProvider(transformations, keys)
+    except ValueError as error:
+        raise _problem("transformations", "", str(error), "Correct that entry, or its [[keys]] entry.") from None
+
+
+def signing_key(config: Config) -> Ed25519PrivateKey:
+    """The key that signs the evidence.  Raises `ConfigError`."""
+    path = config.audit.signing_key
+    fix = f"Make one: openssl genpkey -algorithm ed25519 -out {path}"
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise _problem("audit.signing_key", str(path), f"cannot be read ({error.strerror})", fix) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise _problem("audit.signing_key", str(path), "is not a private key in PEM without a password", fix) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _problem("audit.signing_key", str(path), "is not an Ed25519 key", fix)
+    return key
+
+
+def _hexadecimal(name: str, path: Path) -> bytes:
+    fix = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal digits: openssl rand -hex 32"
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise _problem(name, str(path), f"cannot be read ({error.strerror})", fix) from None
+    except ValueError:
+        raise _problem(name, str(path), "is not hexadecimal", fix) from None
+
+
+def _problem(key: str, path: str, what: str, fix: str) -> ConfigError:
+    return ConfigError("configuration", [Problem(key, f'"{path}"' if path else "", what, fix)])
