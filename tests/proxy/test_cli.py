@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from grille import __version__
+from grille.proxy.cli import parser
 
 
 def grille(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -98,3 +101,20 @@ def test_a_closed_pipe_is_no_stack_trace() -> None:
     script = f"{sys.executable} -m grille --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_the_reference_page_has_every_command_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    sections = dict(part.split("`\n", 1) for part in page.split("\n## `grille ")[1:])
+
+    def compare(made: argparse.ArgumentParser, name: str) -> None:
+        children = [action for action in made._actions if isinstance(action, argparse._SubParsersAction)]
+        for action in children:
+            for child, child_parser in action.choices.items():
+                compare(child_parser, f"{name} {child}".strip())
+        if not children:
+            options = {option for action in made._actions for option in action.option_strings} - {"-h", "--help"}
+            assert set(re.findall(r"`(--[a-z-]+)", sections.pop(name))) == options, name
+
+    compare(parser(), "")
+    assert sections == {}
