@@ -1,0 +1,80 @@
+"""How an event becomes bytes, and a value a commitment.
+
+The bytes of an event are its leaf in the Merkle tree, so the encoding is deterministic: fields in the order of their
+declaration, defaults left out, keys of mappings sorted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from grille.audit.event import Event, Level, Value
+
+_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+_DECODER: Final = msgspec.json.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """The bytes of an event, as they are hashed and stored.
+
+    Raises ValueError or TypeError for what JSON cannot hold (a lone surrogate).
+    """
+    return _ENCODER.encode(event)
+
+
+def decode(data: bytes) -> Event:
+    """The event of these bytes; raises msgspec.DecodeError if they hold none."""
+    return _DECODER.decode(data)
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339 with microseconds, UTC, of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def event_id(seconds: float) -> str:
+    """A new UUID version 7 (RFC 9562 section 5.7) for an event at this time, seconds since 1970."""
+    number = int(seconds * 1000) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def lifecycle(name: str, text: str, seconds: float, *, worker: int, level: Level) -> Event:
+    """A lifecycle record: ``start``, ``stop``, ``recovery``, ...; the spool sets its sequence."""
+    return Event(
+        id=event_id(seconds),
+        time=timestamp(seconds),
+        kind="lifecycle",
+        name=name,
+        worker=worker,
+        sequence=0,
+        level=level,
+        text=text,
+    )
+
+
+def commit(value: bytes | None, type: str) -> Value:
+    """The commitment of one value: SHA-256 over 16 random bytes and the value, both as hexadecimal text.
+
+    None is SQL's NULL, which is recorded as such.
+    """
+    if value is None:
+        return Value(type=type, null=True)
+    salt = os.urandom(16)
+    return Value(type=type, salt=salt.hex(), commitment=hashlib.sha256(salt + value).hexdigest())
+
+
+def reveals(committed: Value, value: bytes | None) -> bool:
+    """Whether ``value`` is what was committed to."""
+    if value is None or committed.null:
+        return value is None and committed.null
+    digest = hashlib.sha256(bytes.fromhex(committed.salt) + value).hexdigest()
+    return hmac.compare_digest(digest, committed.commitment)
