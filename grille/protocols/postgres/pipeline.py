@@ -121,7 +121,9 @@ class Pipeline:
     def sent(self, expectations: Iterable[Expectation]) -> None:
         """Note what was sent, in order."""
         self._queue.extend(expectations)
-        if self._stage is _Stage.DONE and self._queue:
+        if self._stage is _Stage.SYNC_AFTER_ERROR:
+            self._skip()
+        elif self._stage is _Stage.DONE and self._queue:
             self._stage = _FIRST_STAGE[self._queue[0].request]
 
     @property
@@ -150,9 +152,8 @@ class Pipeline:
         if kind == ERROR_RESPONSE:
             if stage is _Stage.SYNC_AFTER_ERROR:
                 raise UnexpectedReply(kind, expectation.request)
-            while queue and queue[0].request is not Request.SYNC:
-                queue.popleft()
-            self._stage = _Stage.SYNC_AFTER_ERROR if queue else _Stage.DONE
+            self._stage = _Stage.SYNC_AFTER_ERROR
+            self._skip()
             return expectation
         after = _TABLE[stage].get(kind)
         if after is None:
@@ -165,3 +166,9 @@ class Pipeline:
                 after = _FIRST_STAGE[queue[0].request]
         self._stage = after
         return expectation
+
+    def _skip(self) -> None:
+        """Drop what the server ignores: all up to the next Sync, even if that is yet to be sent."""
+        queue = self._queue
+        while queue and queue[0].request is not Request.SYNC:
+            queue.popleft()
