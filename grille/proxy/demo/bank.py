@@ -84,7 +84,7 @@ CREATE INDEX ON public.accounts (branch);
 CREATE INDEX ON public.accounts (customer_id);
 CREATE INDEX ON public.transactions (branch);
 CREATE INDEX ON public.transactions (account_id);
-ANALYZE;
+ANALYZE public.branches, public.customers, public.accounts, public.transactions;
 """
 
 
