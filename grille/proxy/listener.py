@@ -1,0 +1,369 @@
+"""Where agents arrive: from an accepted socket to a session over mutual TLS, or to a refusal.
+
+Before TLS the socket is read by hand, byte for byte what one request needs, so that nothing sent in clear can be left
+in a buffer and be taken for authenticated later (docs/decisions/peek-before-tls.md).  PostgreSQL documentation:
+chapter 54.2.10, "SSL Session Encryption", and 54.2.8, "Canceling Requests in Progress".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, Protocol
+
+from grille.controls import Refusal
+from grille.protocols.postgres.framing import ProtocolViolation, StartupFrames
+from grille.protocols.postgres.messages import (
+    CancelRequest,
+    ErrorResponse,
+    GSSENCRequest,
+    SSLRequest,
+    StartupMessage,
+    decode_startup,
+)
+from grille.proxy import config
+from grille.proxy.errors import refusal_fields
+from grille.proxy.identity import Agent, Registry, identify
+from grille.proxy.stream import ByteStream
+from grille.proxy.tls import ALPN, Certificates, handshake_failure, listen_for_alert, presented_chain
+
+log = logging.getLogger("grille.listener")
+
+_TLS_RECORD: Final = b"\x16"
+_BACKLOG: Final = 1024
+_ACCEPT_PAUSE: Final = 0.2
+_SHUTDOWN_SECONDS: Final = 2.0
+_OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Session(Protocol):
+    """What the listener knows of a session."""
+
+    async def run(self) -> None:
+        """Serve the client until one side ends it."""
+
+    def drain(self) -> None:
+        """End as soon as no transaction is open."""
+
+
+SessionFactory = Callable[[ByteStream, Agent, str], Session]
+"""(stream, agent, peer) -> session.  Nothing has been read from the stream: the client's startup message comes next."""
+
+
+class Listener:
+    """Accepts connections on one port, beside other workers (SO_REUSEPORT)."""
+
+    def __init__(
+        self,
+        settings: config.Listener,
+        certificates: Certificates,
+        registry: Registry,
+        session_factory: SessionFactory,
+        *,
+        cancel: Callable[[CancelRequest], Awaitable[None]],
+        on_refused: Callable[[str, str, str], None],
+    ) -> None:
+        """``cancel`` does no more than the request's key allows.  ``on_refused`` hears of every connection that did not
+        become a session: peer address, control, reason.
+        """
+        self._settings = settings
+        self._certificates = certificates
+        self._registry = registry
+        self._session_factory = session_factory
+        self._cancel = cancel
+        self._on_refused = on_refused
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self.sessions: set[Session] = set()
+        """The sessions that are open."""
+
+    async def start(self) -> int:
+        """Listen; returns the port.  Raises OSError."""
+        settings = self._settings
+        found = await asyncio.get_running_loop().getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # accepted sockets inherit it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setblocking(False)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+        self._socket = listening
+        self._accepting = asyncio.create_task(self._accept(listening))
+        return int(listening.getsockname()[1])
+
+    async def stop_accepting(self) -> None:
+        """Close the port; sessions go on."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def drain(self, seconds: float) -> None:
+        """Close the port, let every session finish its transaction, and end what is left after ``seconds``."""
+        self._draining = True
+        await self.stop_accepting()
+        for session in list(self.sessions):
+            session.drain()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=seconds)
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the port and every connection at once."""
+        self._draining = True
+        await self.stop_accepting()
+        for connection in list(self._connections):
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+
+    # before TLS
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    log.error("cannot accept a connection", extra={"fields": {"error": error.strerror}})
+                    await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            peer = _peer(address)
+            # as many again may be on their way to being a session, or to being told that there is no room
+            if len(self._connections) >= 2 * self._settings.max_connections:
+                accepted.close()
+                self._on_refused(peer, "WP-03", "too many connections that are not sessions yet")
+                continue
+            accepted.setblocking(False)
+            connection = asyncio.create_task(self._serve(accepted, peer))
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
+
+    async def _serve(self, accepted: socket.socket, peer: str) -> None:
+        """One connection from beginning to end."""
+        stream: ByteStream | None = None
+        try:
+            async with asyncio.timeout(self._settings.handshake_timeout):
+                kind: Literal["negotiated", "direct"] | None = None
+                try:
+                    kind = await self._before_tls(accepted)
+                finally:
+                    if kind is None:
+                        accepted.close()
+                if kind is None:
+                    return
+                stream = await self._handshake(accepted)
+                tls: ssl.SSLObject = stream.extra("ssl_object")  # noqa: S610
+                if kind == "direct" and tls.selected_alpn_protocol() != ALPN:
+                    raise _in_clear(f'direct TLS did not ask for the application protocol "{ALPN}"')
+                agent = await self._authenticate(stream, presented_chain(tls), peer)
+            if agent is not None:
+                await self._run(stream, agent, peer)
+        except Refusal as refusal:
+            self._record(peer, refusal)
+        except TimeoutError:
+            self._on_refused(peer, "WP-04", "the handshake took too long")
+        except OSError:
+            pass  # the client has left
+        finally:
+            if stream is not None:
+                await _close(stream)
+
+    async def _run(self, stream: ByteStream, agent: Agent, peer: str) -> None:
+        session = self._session_factory(stream, agent, peer)
+        self.sessions.add(session)
+        try:
+            await session.run()
+        except Exception:
+            log.exception("a session failed", extra={"fields": {"peer": peer, "agent": agent.spiffe_id}})
+        finally:
+            self.sessions.discard(session)
+
+    def _record(self, peer: str, refusal: Refusal) -> None:
+        detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
+        self._on_refused(peer, refusal.control, refusal.message + detail)
+
+    async def _before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
+        """Answer what comes in clear until a TLS handshake is next; None when the connection is done.
+
+        Raises `Refusal`.
+        """
+        loop = asyncio.get_running_loop()
+        if await _peek(accepted) == _TLS_RECORD:
+            return "direct"
+        gss_asked = False
+        while payload := await _read_startup(accepted):
+            match decode_startup(payload):
+                case SSLRequest():
+                    if _has_more(accepted):
+                        raise _in_clear("bytes in clear follow the request for TLS")
+                    await loop.sock_sendall(accepted, b"S")
+                    return "negotiated"
+                case GSSENCRequest() if not gss_asked:
+                    gss_asked = True
+                    await loop.sock_sendall(accepted, b"N")
+                case GSSENCRequest():
+                    raise _in_clear("GSSAPI encryption was already refused")
+                case CancelRequest() as request:
+                    await self._cancel(request)
+                    return None
+                case StartupMessage():
+                    refusal = _in_clear("a connection without TLS is not accepted")
+                    await loop.sock_sendall(accepted, ErrorResponse(refusal_fields(refusal)).encode())
+                    raise refusal
+        return None
+
+    # TLS and after
+
+    async def _handshake(self, accepted: socket.socket) -> ByteStream:
+        """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
+        unsent = listen_for_alert()
+        alert_socket = accepted.dup()
+        try:
+            _, stream = await asyncio.get_running_loop().connect_accepted_socket(
+                ByteStream,
+                accepted,
+                ssl=self._certificates.current.context,
+                # `_serve` ends it earlier
+                ssl_handshake_timeout=2 * self._settings.handshake_timeout,
+                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+            )
+        except ssl.SSLError as error:
+            with contextlib.suppress(OSError):
+                alert_socket.send(unsent())
+            control, reason = handshake_failure(error)
+            raise Refusal(control, reason, sqlstate="28000", fatal=True) from None
+        finally:
+            alert_socket.close()
+        return stream
+
+    async def _authenticate(self, stream: ByteStream, chain: list[bytes], peer: str) -> Agent | None:
+        """Who shook hands; None for one who was refused and told so."""
+        try:
+            agent = identify(chain, self._certificates.current.bundles, self._registry)
+            if self._draining:
+                raise Refusal("OP-01", "the proxy is shutting down", sqlstate="57P01", fatal=True)
+            if len(self.sessions) >= self._settings.max_connections:
+                raise Refusal("WP-03", "this proxy has no room for more connections", sqlstate="53300", fatal=True)
+        except Refusal as refusal:
+            self._record(peer, refusal)
+            with contextlib.suppress(TimeoutError):
+                await _tell(stream, refusal)
+            return None
+        return agent
+
+
+async def _tell(stream: ByteStream, refusal: Refusal) -> None:
+    """Answer the startup message with a refusal.
+
+    The message is read first: closing a socket that holds unread bytes resets the connection, and the client would
+    not see the answer.
+    """
+    frames = StartupFrames()
+    with contextlib.suppress(ProtocolViolation):
+        while next(frames, None) is None:
+            data = await stream.receive()
+            if not data:
+                return
+            frames.feed(data)
+    stream.send(ErrorResponse(refusal_fields(refusal)).encode())
+    await stream.drain()
+
+
+async def _close(stream: ByteStream) -> None:
+    stream.close()
+    try:
+        async with asyncio.timeout(2 * _SHUTDOWN_SECONDS):
+            await stream.wait_closed()
+    except TimeoutError:
+        stream.abort()
+
+
+# a socket in clear
+
+
+async def _peek(accepted: socket.socket) -> bytes:
+    """The first byte, which stays in the socket; ``b""`` if the peer has closed.  Raises OSError."""
+    loop = asyncio.get_running_loop()
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return accepted.recv(1, socket.MSG_PEEK)
+        readable = loop.create_future()
+        loop.add_reader(accepted.fileno(), _resolve, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(accepted.fileno())
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _has_more(accepted: socket.socket) -> bool:
+    try:
+        return bool(accepted.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+async def _read_startup(accepted: socket.socket) -> bytes | None:
+    """Exactly one message of those that carry no kind, without its length; None at the end of the stream.
+
+    Raises ProtocolViolation or OSError.
+    """
+    frames = StartupFrames()
+    head = await _read_exactly(accepted, 4)
+    frames.feed(head)
+    next(frames, None)  # judges the length
+    rest = await _read_exactly(accepted, int.from_bytes(head) - 4) if len(head) == 4 else b""
+    frames.feed(rest)
+    return next(frames, None)
+
+
+async def _read_exactly(accepted: socket.socket, size: int) -> bytes:
+    """So many bytes, fewer only at the end of the stream."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < size:
+        more = await loop.sock_recv(accepted, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _peer(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _in_clear(what: str) -> Refusal:
+    return Refusal(
+        "ID-03",
+        what,
+        sqlstate="28000",
+        hint="Connect with sslmode=verify-full and a client certificate (sslcert, sslkey, sslrootcert).",
+        fatal=True,
+    )
