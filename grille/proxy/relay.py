@@ -1,0 +1,691 @@
+"""What a session sends upstream, and what of the replies its client receives.
+
+A segment is a list of `Step`s that is sent at once, with a Sync or a Flush behind it.  Replies are matched by
+`grille.protocols.postgres.pipeline`; hidden columns and parameters are cut off, rows are transformed in batches, errors
+are scrubbed.  What the client is to receive is gathered in `Relay.out` and leaves when the unit has ended and its audit
+events are kept; a result of more than `STREAM_BYTES` leaves earlier, after an intent event has been kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import struct
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from grille.controls import Refusal
+from grille.protocols.postgres import pipeline
+from grille.protocols.postgres.framing import ProtocolViolation
+from grille.protocols.postgres.messages import (
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    EMPTY_QUERY_RESPONSE,
+    NO_DATA,
+    PORTAL_SUSPENDED,
+    Bind,
+    Close,
+    CommandComplete,
+    Describe,
+    ErrorResponse,
+    Execute,
+    Flush,
+    ParameterDescription,
+    Parse,
+    RowDescription,
+    Sync,
+    decode_data_row,
+    encode_data_row,
+)
+from grille.protocols.postgres.pipeline import (
+    COMMAND_COMPLETE,
+    DATA_ROW,
+    ERROR_RESPONSE,
+    READY_FOR_QUERY,
+    ROW_DESCRIPTION,
+    Expectation,
+    Request,
+)
+from grille.proxy.errors import Permitted, audit_text, missing_setting, refusal_fields, scrubbed_fields, sqlstate
+from grille.proxy.stream import ByteStream
+
+if TYPE_CHECKING:
+    from grille.audit.event import Chain
+    from grille.protocols.postgres.rewrite import Plan
+    from grille.proxy.answers import Answer
+    from grille.proxy.enforcement import Enforcement, Prepared
+    from grille.proxy.identity import Agent
+    from grille.proxy.upstream import UpstreamConnection
+
+STREAM_BYTES: Final = 1024 * 1024
+"""A reply that grows beyond this is sent before its end."""
+BATCH_ROWS: Final = 500
+BATCH_BYTES: Final = 256 * 1024
+CANCEL_GRACE: Final = 10.0
+"""Seconds that the server has to end a statement that was cancelled."""
+
+_SYNC: Final = Sync().encode()
+_FLUSH: Final = Flush().encode()
+_LENGTH: Final = struct.Struct("!i")
+_COUNT: Final = struct.Struct("!H")
+_REPLANNED: Final = ("RevalidateCachedQuery", "ReportChangedTypes")
+_POISON: Final = "grille_denied"
+"""No prepared statement ever has this name: binding it fails, which is how a transaction is made to fail."""
+
+
+class Statement:
+    """One statement that the client has prepared, under whatever name."""
+
+    __slots__ = ("answer", "chain", "prepared", "text", "types")
+
+    def __init__(
+        self,
+        text: str,
+        types: tuple[int, ...],
+        prepared: Prepared,
+        chain: Chain | None,
+        answer: Answer | None = None,
+    ) -> None:
+        self.text = text
+        self.types = types
+        self.prepared = prepared
+        self.chain = chain
+        """What the statement's own comment said of where it comes from."""
+        self.answer = answer
+        """What the proxy answers by itself."""
+
+
+class Portal:
+    """One bound statement."""
+
+    __slots__ = (
+        "done",
+        "formats",
+        "prepared",
+        "result_formats",
+        "rows",
+        "simple",
+        "statement",
+        "tokenize",
+        "upstream",
+        "values",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        statement: Statement,
+        prepared: Prepared,
+        *,
+        upstream: str = "",
+        values: Sequence[bytes | None] = (),
+        formats: Sequence[int] = (),
+        wire: tuple[Sequence[int], Sequence[bytes | None]] = ((), ()),
+        result_formats: tuple[int, ...] = (),
+        simple: bool = False,
+    ) -> None:
+        self.statement = statement
+        self.prepared = prepared
+        self.upstream = upstream
+        """Name of the portal on the upstream connection."""
+        self.values = values
+        """As the client gave them, for the audit's commitments."""
+        self.formats = formats
+        self.wire = wire
+        """Formats and values as they are sent upstream."""
+        self.result_formats = result_formats
+        self.simple = simple
+        self.tokenize = 0.0
+        """Seconds that encoding the values took."""
+        self.rows = 0
+        """Rows fetched so far, over all Executes."""
+        self.done = False
+
+
+class Run:
+    """One execution of one statement: what its audit event will say."""
+
+    __slots__ = (
+        "began",
+        "bytes",
+        "clock",
+        "decoded",
+        "error",
+        "intent",
+        "mark",
+        "portal",
+        "refusal",
+        "rows",
+        "sqlstate",
+        "status",
+        "tag",
+        "tokenize",
+        "upstream",
+    )
+
+    def __init__(self, portal: Portal) -> None:
+        self.portal = portal
+        self.began = time.time()
+        self.clock = time.perf_counter()
+        self.status = "ok"
+        self.tag = ""
+        self.sqlstate = ""
+        self.error = ""
+        self.rows = 0
+        self.bytes = 0
+        self.decoded = 0
+        self.intent = ""
+        self.mark = -1
+        self.refusal: Refusal | None = None
+        self.tokenize = 0.0
+        self.upstream = 0.0
+
+
+class Kind(Enum):
+    """What a step does."""
+
+    PARSE = auto()
+    BIND = auto()
+    DESCRIBE_STATEMENT = auto()
+    DESCRIBE_PORTAL = auto()
+    EXECUTE = auto()
+    CLOSE_PORTAL = auto()
+    LOCAL = auto()
+    """Nothing is sent; `Step.reply` takes its place in the order."""
+    POISON = auto()
+    """Fails on purpose, so that what the client was refused also fails its transaction upstream."""
+
+
+class Step:
+    """One thing to do, in order."""
+
+    __slots__ = ("kind", "max_rows", "parameters", "plan", "portal", "reply", "run", "undo", "visible")
+
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        plan: Plan | None = None,
+        portal: Portal | None = None,
+        run: Run | None = None,
+        reply: bytes = b"",
+        max_rows: int = 0,
+        parameters: int = 0,
+        visible: bool = True,
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.plan = plan
+        self.portal = portal
+        self.run = run
+        self.reply = reply
+        """What the client gets once the step is done, besides what the server answers."""
+        self.max_rows = max_rows
+        self.parameters = parameters
+        """How many parameters the client knows of (for DESCRIBE_STATEMENT)."""
+        self.visible = visible
+        self.undo = undo
+        """Takes back what was noted for this step, if an earlier one failed and the server never saw it."""
+
+
+class ClientGone(Exception):  # noqa: N818
+    """The client closed its connection while a result was being sent."""
+
+
+class Failure:
+    """Why a segment ended early: a refusal of ours, or an error of the server."""
+
+    __slots__ = ("fields", "refusal", "server_failed", "stale")
+
+    def __init__(
+        self,
+        fields: dict[str, str],
+        *,
+        refusal: Refusal | None = None,
+        server_failed: bool = True,
+        stale: bool = False,
+    ) -> None:
+        self.fields = fields
+        """What the client is told."""
+        self.refusal = refusal
+        self.server_failed = server_failed
+        """False if only the proxy knows of the failure."""
+        self.stale = stale
+        """True if the plan was made for a catalogue that is no longer the server's."""
+
+
+class Relay:
+    """The upstream side of one session.
+
+    ``keep_intent`` keeps the intent event of a run, and ``permitted`` says which object names the agent may be told.
+    """
+
+    def __init__(
+        self,
+        *,
+        agent: Agent,
+        client: ByteStream,
+        enforcement: Enforcement,
+        permitted: Permitted,
+        keep_intent: Callable[[Run], Awaitable[None]],
+    ) -> None:
+        self._agent = agent
+        self._client = client
+        self._enforcement = enforcement
+        self._permitted = permitted
+        self._keep_intent = keep_intent
+        self.connection: UpstreamConnection | None = None
+        self.out = bytearray()
+        self.runs: list[Run] = []
+        """The executions of the present unit, in order."""
+        self.streamed = False
+        """True once a byte of the present unit's replies has been sent."""
+        self.status = "I"
+        """What upstream's last ReadyForQuery said."""
+        self.running = False
+        """True while upstream works on a segment."""
+        self._rows: list[list[bytes | None]] = []
+        self._rows_bytes = 0
+        self._refusal: Refusal | None = None
+        self._current: Run | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed_out: float | None = None
+        self._cancelling: asyncio.Task[bool] | None = None
+
+    # sending
+
+    async def exchange(self, steps: Sequence[Step], *, sync: bool) -> Failure | None:
+        """Send a segment and take in its replies.  With ``sync`` the unit ends and `status` is renewed.
+
+        Returns what went wrong, or None.  Raises `UpstreamLost`, `ClientGone`, and any other `Refusal` if an intent
+        event cannot be kept.
+        """
+        connection = self.connection
+        if connection is None:
+            raise RuntimeError("there is no upstream connection to send on")
+        requests = bytearray()
+        expectations: list[Expectation] = []
+        for number, step in enumerate(steps):
+            self._encode(connection, step, number, requests, expectations)
+        if sync:
+            expectations.append(Expectation(Request.SYNC, item=len(steps)))
+        requests += _SYNC if sync else _FLUSH
+        self._refusal = None
+        self._timed_out = None
+        self.running = True
+        began = time.perf_counter()
+        try:
+            await connection.send(bytes(requests), expectations)
+            return await self._replies(connection, steps)
+        finally:
+            self.running = False
+            self._disarm()
+            elapsed = time.perf_counter() - began
+            for step in steps:
+                if step.run is not None:
+                    step.run.upstream += elapsed
+
+    def _encode(
+        self,
+        connection: UpstreamConnection,
+        step: Step,
+        number: int,
+        requests: bytearray,
+        expectations: list[Expectation],
+    ) -> None:
+        """Add what one step sends."""
+        kind, plan, portal = step.kind, step.plan, step.portal
+        if kind is Kind.LOCAL:
+            return
+        if kind is Kind.POISON:
+            requests += Bind("", _POISON).encode()
+            expectations.append(Expectation(Request.BIND, ours=True, item=number))
+            return
+        if plan is not None and kind in (Kind.PARSE, Kind.BIND, Kind.DESCRIBE_STATEMENT):
+            first = len(expectations)
+            if plan.name:
+                requests += connection.prepare(plan.name, plan.sql, plan.parameter_types, expectations)
+                for place in range(first, len(expectations)):
+                    expectations[place] = msgspec.structs.replace(expectations[place], item=number)
+            else:
+                requests += Parse("", plan.sql, plan.parameter_types).encode()
+                expectations.append(Expectation(Request.PARSE, ours=True, item=number))
+        if kind is Kind.DESCRIBE_STATEMENT and plan is not None:
+            requests += Describe("S", plan.name).encode()
+            expectations.append(Expectation(Request.DESCRIBE_STATEMENT, item=number))
+        if portal is None:
+            return
+        if kind is Kind.BIND and plan is not None:
+            result_formats = portal.result_formats
+            if len(result_formats) > 1:
+                result_formats = (0,) * plan.hidden_columns + result_formats
+            formats, values = portal.wire
+            requests += Bind(portal.upstream, plan.name, tuple(formats), tuple(values), result_formats).encode()
+            expectations.append(Expectation(Request.BIND, ours=not step.visible, item=number))
+        elif kind is Kind.DESCRIBE_PORTAL:
+            requests += Describe("P", portal.upstream).encode()
+            expectations.append(Expectation(Request.DESCRIBE_PORTAL, ours=not step.visible, item=number))
+        elif kind is Kind.EXECUTE:
+            requests += Execute(portal.upstream, self._cap(step)).encode()
+            expectations.append(Expectation(Request.EXECUTE, ours=not step.visible, item=number))
+        elif kind is Kind.CLOSE_PORTAL:
+            requests += Close("P", portal.upstream).encode()
+            expectations.append(Expectation(Request.CLOSE, ours=not step.visible, item=number))
+
+    @staticmethod
+    def _cap(step: Step) -> int:
+        """Rows to ask for: what the client wants, but never more than one above the limit (AC-06)."""
+        if step.portal is None:
+            return step.max_rows
+        prepared = step.portal.prepared
+        limit = prepared.limits.rows
+        if limit is None or prepared.plan is None or prepared.plan.writes:
+            return step.max_rows
+        left = max(1, limit - step.portal.rows + 1)
+        return min(step.max_rows, left) if step.max_rows > 0 else left
+
+    # receiving
+
+    async def _replies(self, connection: UpstreamConnection, steps: Sequence[Step]) -> Failure | None:
+        failure: Failure | None = None
+        emitted = 0
+        failed_at = len(steps)
+        server_failed = False
+        self._arm(steps, 0)
+        while connection.in_flight:
+            kind, payload, expectation = await connection.next_reply()
+            if expectation is None:
+                continue
+            if kind == READY_FOR_QUERY:
+                self.status = connection.transaction_status
+                continue
+            if failure is not None or self._refusal is not None:
+                server_failed = server_failed or kind == ERROR_RESPONSE
+                continue
+            number = expectation.item
+            while emitted < number:
+                self.out += steps[emitted].reply
+                emitted += 1
+            if kind == ERROR_RESPONSE:
+                failed_at = number
+                failure = self._error(payload, steps[number] if number < len(steps) else None)
+                continue
+            step = steps[number]
+            if kind == DATA_ROW:
+                await self._row(step, payload)
+            else:
+                await self._reply(steps, step, number, expectation, kind, payload)
+            if self._refusal is not None:
+                failed_at = number
+        if self._refusal is not None:
+            failure = Failure(refusal_fields(self._refusal), refusal=self._refusal, server_failed=server_failed)
+        if failure is None:
+            for step in steps[emitted:]:
+                self.out += step.reply
+            return None
+        for step in reversed(steps[failed_at:]):
+            if step.undo is not None:
+                step.undo()
+        return failure
+
+    async def _reply(
+        self, steps: Sequence[Step], step: Step, number: int, expectation: Expectation, kind: int, payload: bytes
+    ) -> None:
+        """Every reply but rows, errors and ReadyForQuery."""
+        out = self.out
+        shown = not expectation.ours
+        if kind in (COMMAND_COMPLETE, pipeline.PORTAL_SUSPENDED, pipeline.EMPTY_QUERY_RESPONSE):
+            await self._end_of_rows(step, kind, payload, shown)
+            self._arm(steps, number + 1)
+        elif kind == ROW_DESCRIPTION:
+            plan = step.plan
+            if plan is not None and plan.swallow_rows:
+                if shown and not (step.portal is not None and step.portal.simple):
+                    out += NO_DATA
+            elif shown:
+                out += visible_columns(payload, plan.hidden_columns if plan is not None else 0)
+        elif not shown:
+            return
+        elif kind == pipeline.BIND_COMPLETE:
+            out += BIND_COMPLETE
+        elif kind == pipeline.CLOSE_COMPLETE:
+            out += CLOSE_COMPLETE
+        elif kind == pipeline.NO_DATA:
+            if not (step.portal is not None and step.portal.simple):
+                out += NO_DATA
+        elif kind == pipeline.PARAMETER_DESCRIPTION:
+            types = ParameterDescription.decode(payload).types
+            out += ParameterDescription(types[: step.parameters]).encode()
+
+    async def _row(self, step: Step, payload: bytes) -> None:
+        portal, run, plan = step.portal, step.run, step.plan
+        if plan is None or portal is None or plan.swallow_rows or run is None:
+            return
+        if run.mark < 0:
+            run.mark = len(self.out)
+        run.rows += 1
+        portal.rows += 1
+        limits = portal.prepared.limits
+        if limits.rows is not None and portal.rows > limits.rows:
+            self._refuse(run, _too_many_rows(limits.rows))
+            return
+        if plan.results and any(plan.results):
+            row = list(decode_data_row(payload))
+            del row[: plan.hidden_columns]
+            self._rows.append(row)
+            self._rows_bytes += len(payload)
+            if len(self._rows) >= BATCH_ROWS or self._rows_bytes >= BATCH_BYTES:
+                await self._release(step, run)
+        else:
+            message = _visible_row(payload, plan.hidden_columns)
+            self._count(run, len(message))
+            self.out += message
+        if len(self.out) >= (BATCH_BYTES if self.streamed else STREAM_BYTES):
+            await self._stream()
+
+    async def _release(self, step: Step, run: Run) -> None:
+        """Transform the rows that were gathered, and add them to what the client receives."""
+        rows, self._rows, self._rows_bytes = self._rows, [], 0
+        portal, plan = step.portal, step.plan
+        if not rows or self._refusal is not None or portal is None or plan is None:
+            return
+        width = len(rows[0])
+        formats = portal.result_formats
+        formats = (0,) * width if not formats else formats * width if len(formats) == 1 else formats
+        began = time.perf_counter()
+        try:
+            released = await self._enforcement.release(self._agent, portal.prepared, rows, formats)
+        except Refusal as refusal:
+            self._refuse(run, refusal)
+            return
+        finally:
+            run.tokenize += time.perf_counter() - began
+        decoded = [n for n, result in enumerate(plan.results) if result is not None and result.transformation]
+        for row in released:
+            run.decoded += sum(1 for n in decoded if row[n] is not None)
+            message = encode_data_row(row)
+            self._count(run, len(message))
+            if self._refusal is not None:
+                return
+            self.out += message
+
+    def _count(self, run: Run, size: int) -> None:
+        run.bytes += size
+        limit = run.portal.prepared.limits.bytes
+        if limit is not None and run.bytes > limit:
+            self._refuse(
+                run,
+                Refusal(
+                    "AC-06",
+                    f"the result is larger than the {limit} bytes that you may read with one statement",
+                    sqlstate="53400",
+                    hint="Ask for fewer rows or columns.",
+                ),
+            )
+
+    async def _end_of_rows(self, step: Step, kind: int, payload: bytes, shown: bool) -> None:
+        run, portal = step.run, step.portal
+        if run is not None and self._rows:
+            await self._release(step, run)
+        if self._refusal is not None:
+            return
+        if kind == COMMAND_COMPLETE:
+            complete = CommandComplete.decode(payload)
+            if portal is not None:
+                portal.done = True
+            if run is not None:
+                run.tag = complete.tag
+                limit = run.portal.prepared.limits.rows
+                if step.plan is not None and step.plan.writes:
+                    run.rows = complete.rows
+                    if limit is not None and complete.rows > limit:
+                        self._refuse(run, _too_many_rows(limit))
+                        return
+            if shown:
+                self.out += complete.encode()
+        elif kind == pipeline.PORTAL_SUSPENDED:
+            if shown:
+                self.out += PORTAL_SUSPENDED
+        elif shown:
+            self.out += EMPTY_QUERY_RESPONSE
+
+    def _refuse(self, run: Run, refusal: Refusal) -> None:
+        """Give up a run whose result the client must not get.  The rest of the replies is dropped."""
+        self._refusal = refusal
+        run.refusal = refusal
+        self._rows, self._rows_bytes = [], 0
+        if not self.streamed and run.mark >= 0:
+            del self.out[run.mark :]
+        if run.tag == "":
+            self.cancel()
+
+    def _error(self, payload: bytes, step: Step | None) -> Failure:
+        server = ErrorResponse.decode(payload).fields
+        code = sqlstate(server)
+        run = step.run if step is not None else None
+        self._rows, self._rows_bytes = [], 0
+        plan = step.plan if step is not None else None
+        missing = missing_setting(server)
+        refusal: Refusal | None = None
+        if missing == "grille_row_check" and plan is not None and plan.row_check_plan:
+            refusal = Refusal("RO-02", "a row that you write would be outside of what you may see")
+        elif missing == "grille_catalogue_changed" or (
+            step is not None and step.plan is not None and _is_stale(server)
+        ):
+            refusal = Refusal("ST-08", "the database was changed while the statement ran", sqlstate="40001")
+            return Failure(refusal_fields(refusal), refusal=refusal, stale=True)
+        elif code == "57014" and self._timed_out is not None:
+            refusal = Refusal(
+                "AC-06",
+                f"the statement took longer than the {self._timed_out:g} seconds that you may use",
+                sqlstate="57014",
+                hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
+            )
+        if run is not None:
+            run.status = "denied" if refusal is not None else "error"
+            run.sqlstate = refusal.sqlstate if refusal is not None else code
+            run.error = audit_text(server)
+            run.refusal = refusal
+        stale = plan is not None and (missing == "grille_catalogue_changed" or _is_stale(server))
+        if refusal is not None:
+            return Failure(refusal_fields(refusal), refusal=refusal, stale=stale)
+        return Failure(scrubbed_fields(server, self._permitted), stale=stale)
+
+    async def _stream(self) -> None:
+        """Send what is gathered before the unit has ended, once intents are kept; waits for a slow client."""
+        if not self.streamed:
+            for run in self.runs:
+                if run.intent:
+                    continue
+                try:
+                    await self._keep_intent(run)
+                except Refusal as refusal:
+                    self._refuse(run, refusal)
+                    return
+            self.streamed = True
+        self._client.send(bytes(self.out))
+        self.out.clear()
+        for run in self.runs:
+            run.mark = 0
+        await self._client.drain()
+        if self._client.at_end:
+            raise ClientGone
+
+    # time and cancelling
+
+    def _arm(self, steps: Sequence[Step], first: int) -> None:
+        """Start the clock of the next execution that has a limit in seconds."""
+        self._disarm()
+        for step in steps[first:]:
+            if step.run is not None:
+                seconds = step.run.portal.prepared.limits.seconds
+                if seconds is not None:
+                    self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
+                return
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self, seconds: float) -> None:
+        self._timed_out = seconds
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ask the server to stop what it does for this session; nothing happens if it does nothing."""
+        connection = self.connection
+        if connection is None or not self.running or self._cancelling is not None:
+            return
+        self._disarm()
+        self._timer = asyncio.get_running_loop().call_later(CANCEL_GRACE, connection.abort)
+        self._cancelling = asyncio.create_task(connection.cancel())
+
+    async def settled(self) -> None:
+        """Wait until a cancel request that was sent can no longer hit anything but what it was meant for."""
+        if self._cancelling is not None:
+            await asyncio.wait([self._cancelling])
+            self._cancelling = None
+
+
+@functools.lru_cache(maxsize=4096)
+def visible_columns(payload: bytes, hidden: int) -> bytes:
+    """A RowDescription message without its first ``hidden`` columns.  Raises ProtocolViolation."""
+    return RowDescription(RowDescription.decode(payload).fields[hidden:]).encode()
+
+
+def _visible_row(payload: bytes, hidden: int) -> bytes:
+    """A DataRow message without its first ``hidden`` values.  Raises ProtocolViolation."""
+    if not hidden:
+        return b"D" + _LENGTH.pack(len(payload) + 4) + payload
+    try:
+        (count,) = _COUNT.unpack_from(payload)
+        position = 2
+        for _ in range(hidden):
+            (length,) = _LENGTH.unpack_from(payload, position)
+            position += 4 + max(0, length)
+    except struct.error:
+        raise ProtocolViolation("insufficient data left in message") from None
+    if position > len(payload) or count < hidden:
+        raise ProtocolViolation("insufficient data left in message")
+    rest = payload[position:]
+    return b"D" + _LENGTH.pack(len(rest) + 6) + _COUNT.pack(count - hidden) + rest
+
+
+def _is_stale(server: dict[str, str]) -> bool:
+    """True if a prepared statement is gone or no longer fits, or a name that was resolved no longer exists."""
+    code = server.get("C")
+    return code in ("26000", "42P01", "42703", "42883") or (code == "0A000" and server.get("R") in _REPLANNED)
+
+
+def _too_many_rows(limit: int) -> Refusal:
+    return Refusal(
+        "AC-06",
+        f"the statement touches more than the {limit} rows that you may read or write at once",
+        sqlstate="53400",
+        hint=f"Add a condition, or LIMIT {limit}.",
+    )

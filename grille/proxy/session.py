@@ -1,0 +1,1534 @@
+"""One agent's session: startup, then unit after unit until it ends.
+
+A *unit* is what a client sends up to one Sync or Query.  Messages are taken in order.  What needs the database is
+queued as steps and sent in segments: one with a Sync at the end of the unit, and earlier ones with a Flush where an
+answer is needed before the next message can be judged.  What the proxy answers itself (SET, SHOW, an empty text) takes
+its place in the same order.  BEGIN is answered at once and sent with the first statement, so that an empty transaction never reaches
+the database.  A refusal inside a transaction that upstream has begun is followed by a message that fails there too:
+client, proxy and database always agree on the transaction's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import functools
+import hmac
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from grille.audit.encoding import commit, event_id, timestamp
+from grille.audit.event import Chain, Event, Level, Outcome, Relation, Value, Verdict
+from grille.controls import Refusal
+from grille.policies.decision import Limits
+from grille.protocols.operation import Operation
+from grille.protocols.postgres import state
+from grille.protocols.postgres.framing import Frames, ProtocolViolation, StartupFrames, frontend_limits
+from grille.protocols.postgres.messages import (
+    AUTHENTICATION_OK,
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    EMPTY_QUERY_RESPONSE,
+    NO_DATA,
+    PARSE_COMPLETE,
+    BackendKeyData,
+    Bind,
+    CancelRequest,
+    Close,
+    CommandComplete,
+    Describe,
+    ErrorResponse,
+    Execute,
+    Flush,
+    FrontendMessage,
+    NegotiateProtocolVersion,
+    NoticeResponse,
+    Oversized,
+    ParameterDescription,
+    ParameterStatus,
+    Parse,
+    Query,
+    ReadyForQuery,
+    StartupMessage,
+    Sync,
+    Terminate,
+    decode_frontend,
+    decode_startup,
+    error_fields,
+)
+from grille.protocols.postgres.rewrite import Plan
+from grille.protocols.postgres.statement import SessionCommand
+from grille.proxy import answers
+from grille.proxy.answers import Answer
+from grille.proxy.config import Config
+from grille.proxy.enforcement import Enforcement, Prepared, Understood
+from grille.proxy.errors import TEMPLATES, refusal_fields
+from grille.proxy.identity import Agent
+from grille.proxy.recorder import Recorder
+from grille.proxy.relay import ClientGone, Failure, Kind, Portal, Relay, Run, Statement, Step
+from grille.proxy.startup import (
+    PROTOCOL_3_2,
+    TRACE,
+    Settings,
+    accept,
+    canonical_session_name,
+    check,
+    cut_comment,
+    parse_trace,
+    refuse_setting,
+)
+from grille.proxy.stream import ByteStream
+from grille.proxy.telemetry import Metrics
+from grille.proxy.upstream import UpstreamLost, UpstreamPool
+
+log = logging.getLogger("grille.session")
+
+MAX_STATEMENTS: Final = 10_000
+"""Statements that one session may have prepared at a time."""
+MAX_RETRY_BYTES: Final = 64 * 1024
+"""A unit above this is not run a second time after a change of the catalogue."""
+_WORKER_BITS: Final = 24
+_LONGEST_WAIT: Final = 3600.0
+
+
+# what all sessions of a worker share
+
+
+class CancelTable:
+    """Which session a cancel key belongs to.
+
+    The number that a client gets as its process id is unique on the node and carries the worker, so a request that
+    another worker has accepted can be ``forward``-ed (worker, number, secret).
+    """
+
+    def __init__(self, worker: int, forward: Callable[[int, int, bytes], None] | None = None) -> None:
+        self._worker = worker
+        self._forward = forward
+        self._numbers = itertools.count(1)
+        self._entries: dict[int, tuple[bytes, Session]] = {}
+
+    def add(self, session: Session, secret_bytes: int) -> BackendKeyData:
+        """A new key for this session."""
+        while True:
+            number = (self._worker & 0x7F) << _WORKER_BITS | next(self._numbers) & 0xFF_FFFF
+            if number not in self._entries and number:
+                break
+        secret = secrets.token_bytes(secret_bytes)
+        self._entries[number] = (secret, session)
+        return BackendKeyData(number, secret)
+
+    def remove(self, number: int) -> None:
+        """Forget a key."""
+        self._entries.pop(number, None)
+
+    def cancel(self, number: int, secret: bytes) -> bool:
+        """Cancel what the owner of this key runs.  False if there is no such key here; nobody else learns that."""
+        worker = number >> _WORKER_BITS
+        if worker != self._worker & 0x7F:
+            if self._forward is not None and 0 <= worker < 0x80:
+                self._forward(worker, number, secret)
+            return False
+        known, session = self._entries.get(number, (b"", None))
+        if not hmac.compare_digest(known, secret) or session is None:
+            return False
+        session.cancel()
+        return True
+
+
+class Quotas:
+    """The counters behind limits that span statements, by SPIFFE id; a worker gets its share of each."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = max(1, workers)
+        self._running: dict[str, int] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def enter(self, spiffe_id: str, limits: Limits) -> None:
+        """Count one statement that is about to run.  Raises `Refusal` AC-06; pairs with `leave`."""
+        running = self._running.get(spiffe_id, 0)
+        if limits.concurrent is not None and running >= max(1, limits.concurrent // self._workers):
+            raise Refusal(
+                "AC-06",
+                f"more than {limits.concurrent} statements of yours would run at the same time",
+                sqlstate="53300",
+                hint="Wait for the ones that are running.",
+            )
+        if limits.statements_per_minute is not None:
+            size = max(1.0, limits.statements_per_minute / self._workers)
+            now = time.monotonic()
+            tokens, since = self._buckets.get(spiffe_id, (size, now))
+            tokens = min(size, tokens + (now - since) * size / 60)
+            if tokens < 1:
+                self._buckets[spiffe_id] = (tokens, now)
+                raise Refusal(
+                    "AC-06",
+                    f"you have run more than {limits.statements_per_minute} statements a minute",
+                    sqlstate="53400",
+                    hint=f"Wait {60 / size:.1f} seconds between statements.",
+                )
+            self._buckets[spiffe_id] = (tokens - 1, now)
+        self._running[spiffe_id] = running + 1
+
+    def leave(self, spiffe_id: str) -> None:
+        """Count one statement that has ended."""
+        running = self._running.get(spiffe_id, 0) - 1
+        if running > 0:
+            self._running[spiffe_id] = running
+        else:
+            self._running.pop(spiffe_id, None)
+
+
+@dataclass(eq=False)
+class Services:
+    """What a worker's sessions share.  Mappings are by the configured database name."""
+
+    config: Config
+    worker: int
+    workers: int
+    enforcement: Mapping[str, Enforcement]
+    pools: Mapping[str, UpstreamPool]
+    recorder: Recorder
+    metrics: Metrics
+    cancels: CancelTable
+    server_version: Callable[[str], str]
+    """The version of a database's server as it reports it, like ``18.4``."""
+    refresh: Callable[[str], Awaitable[None]]
+    """Read a database's catalogue anew, because a statement met one that had changed."""
+    quotas: Quotas = field(default_factory=Quotas)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    sessions: set[Session] = field(default_factory=set)
+
+    def drain(self) -> None:
+        """Begin to end: idle sessions are closed now, the others after their transaction."""
+        self.draining.set()
+        for session in tuple(self.sessions):
+            session.interrupt()
+
+
+# one session
+
+_LAZY_SAFE: Final = frozenset({"commit", "rollback"})
+_EXIT: Final = frozenset({"commit", "rollback", "rollback_to"})
+_CONTROL: Final = frozenset({"begin", "commit", "rollback", "savepoint", "release", "rollback_to"})
+_TAGS: Final = {
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "savepoint": "SAVEPOINT",
+    "release": "RELEASE",
+    "rollback_to": "ROLLBACK",
+}
+_NO_LIMITS: Final = Limits()
+
+
+class Session:
+    """One authenticated connection.  `run` returns when it is over; the stream is closed then."""
+
+    def __init__(self, stream: ByteStream, agent: Agent, services: Services) -> None:
+        self._stream = stream
+        self._agent = agent
+        self._services = services
+        self._config = services.config.listener
+        self._enforcement = services.enforcement[agent.database]
+        self._pool = services.pools[agent.database]
+        self._relay = Relay(
+            agent=agent,
+            client=stream,
+            enforcement=self._enforcement,
+            permitted=self._permitted,
+            keep_intent=self._keep_intent,
+        )
+        self._state = state.ClientState()
+        self._state.happened(state.Event.ENCRYPTED)
+        self._id = event_id(time.time())
+        self._peer = _address(stream)
+        self._settings = Settings()
+        self._initial = Settings()
+        self._chain = Chain()
+        self._key: BackendKeyData | None = None
+        self._startup_frames = StartupFrames()
+        self._frames = Frames(frontend_limits(self._config.max_message_bytes, self._config.max_statement_bytes))
+        self._timeout: asyncio.Timeout | None = None
+        self._ending = False
+        # the transaction
+        self._status = "I"
+        self._begin: str | None = None
+        """BEGIN as the client gave it, answered but not sent yet."""
+        self._before: Settings | None = None
+        """The settings to which ROLLBACK goes back."""
+        self._isolation = ""
+        # the unit
+        self._steps: list[Step] = []
+        self._engaged = False
+        """Upstream has been sent a part of this unit and waits for more."""
+        self._failed = False
+        """A message of this unit failed."""
+        self._poison = False
+        """Upstream must be made to fail before this unit ends."""
+        self._entered = 0
+        self._unit: list[tuple[int, bytes]] = []
+        self._unit_bytes = 0
+        self._undo: list[Callable[[], None]] = []
+        self._retried = False
+        self._stale = False
+        # what the client has prepared and bound
+        self._statements: dict[str, Statement] = {}
+        self._portals: dict[str, Portal] = {}
+        self._portal_names = itertools.count(1)
+        self._known: dict[tuple[str, str], set[str]] = {}
+        """Columns by relation that this session's own statements named: what errors may name."""
+
+    # the whole life
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, breaks the protocol, or the session has to end."""
+        self._services.sessions.add(self)
+        self._services.metrics.sessions.inc()
+        connected = False
+        try:
+            connected = await self._startup()
+            if connected:
+                await self._serve()
+        except Refusal as refusal:
+            await self._close_with(refusal)
+        except (ClientGone, ConnectionError):
+            pass
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a session failed", extra={"fields": {"session": self._id}})
+            await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
+        finally:
+            self._services.sessions.discard(self)
+            self._services.metrics.sessions.dec()
+            if self._key is not None:
+                self._services.cancels.remove(self._key.process_id)
+            await self._abandon()
+            self._stream.close()
+            if connected:
+                await self._note("disconnect")
+
+    async def _abandon(self) -> None:
+        """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
+        self._leave_quotas()
+        runs, self._relay.runs = self._relay.runs, []
+        for run in runs:
+            if run.tag == "" and run.refusal is None and run.sqlstate == "":
+                run.status = "unknown" if _writes(run.portal.prepared) else "error"
+        await self._relay.settled()
+        self._release()
+        for run in runs:
+            with contextlib.suppress(Refusal):
+                event = self._statement_event(run)
+                await self._services.recorder.keep(event)
+                self._services.metrics.observe(event, run.portal.prepared.action)
+
+    async def _close_with(self, refusal: Refusal) -> None:
+        """Tell the client why the connection ends.  A refusal that is worth recording is recorded first."""
+        refusal.fatal = True
+        with contextlib.suppress(Refusal):
+            await self._record_refusal(refusal, "", name="refused")
+        self._stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
+
+    async def _note(self, name: str) -> None:
+        level = self._services.recorder.level(writes=False) if name == "connect" else "process"
+        event = self._event("session", name, level, time.time())
+        if name == "connect":
+            await self._services.recorder.keep(event)
+        else:
+            with contextlib.suppress(Refusal):
+                await self._services.recorder.keep(event)
+
+    # startup
+
+    async def _startup(self) -> bool:
+        """True if the session has begun; False if it was a cancel request or the client left."""
+        message = None
+        try:
+            async with asyncio.timeout(self._config.handshake_timeout):
+                while message is None:
+                    data = await self._stream.receive()
+                    if not data:
+                        return False
+                    self._startup_frames.feed(data)
+                    message = next(self._startup_frames, None)
+        except TimeoutError:
+            raise Refusal("WP-04", "no startup message arrived in time", sqlstate="08P01", fatal=True) from None
+        first = decode_startup(message)
+        self._state.receive(first)
+        if isinstance(first, CancelRequest):
+            self._services.cancels.cancel(first.process_id, first.secret)
+            return False
+        if not isinstance(first, StartupMessage):
+            raise ProtocolViolation("a startup message was expected")
+        startup = accept(first.major << 16 | first.minor, first.parameters)
+        self._settings = self._initial = startup.settings
+        self._chain = startup.chain
+        self._check_end()
+        await self._note("connect")
+        out = bytearray()
+        if startup.negotiate is not None:
+            out += NegotiateProtocolVersion(startup.version, startup.negotiate).encode()
+        out += AUTHENTICATION_OK
+        for name in answers.REPORTED:
+            out += ParameterStatus(name, self._shown(name) or "").encode()
+        self._key = self._services.cancels.add(self, 32 if startup.version >= PROTOCOL_3_2 else 4)
+        out += self._key.encode()
+        out += ReadyForQuery("I").encode()
+        self._stream.send(bytes(out))
+        self._state.happened(state.Event.READY_IDLE)
+        self._services.metrics.sessions_total.inc()
+        self._frames.feed(self._startup_frames.take_rest())
+        return True
+
+    def _shown(self, name: str) -> str | None:
+        """What SHOW answers; None for a setting that the proxy does not know."""
+        if name == "server_version":
+            return self._services.server_version(self._agent.database)
+        if name == "server_version_num":
+            major, _, minor = self._shown("server_version").partition(".")  # type: ignore[union-attr]
+            return f"{int(major) * 10000 + int(''.join(itertools.takewhile(str.isdigit, minor)) or 0)}"
+        if name in ("session_authorization", "role"):
+            return "/".join(self._agent.path)
+        if name in ("default_transaction_read_only", "default_transaction_deferrable"):
+            return self._settings.get(name) or "off"
+        if name == "default_transaction_isolation":
+            return self._settings.get(name) or "read committed"
+        if name == "transaction_isolation":
+            return self._isolation or self._shown("default_transaction_isolation")
+        if name in ("transaction_read_only", "transaction_deferrable"):
+            return self._shown(f"default_{name}")
+        known = canonical_session_name(name)
+        if known == TRACE:
+            return ""
+        return (self._settings.get(known) if known is not None else None) or answers.FIXED.get(name)
+
+    # reading
+
+    async def _serve(self) -> None:
+        while True:
+            for kind, payload in self._frames:
+                await self._message(kind, payload)
+                if self._state.state is state.State.CLOSED:
+                    return
+            data = await self._read()
+            if not data:
+                return
+            self._frames.feed(data)
+
+    async def _read(self) -> bytes:
+        """The next bytes.  Raises `Refusal` when half a message goes silent, or when the session has to end."""
+        loop = asyncio.get_running_loop()
+        silence = loop.time() + self._config.idle_message_timeout if self._frames.pending else None
+        while True:
+            self._check_end()
+            left = (self._agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
+            deadline = loop.time() + min(left, _LONGEST_WAIT)
+            try:
+                async with asyncio.timeout_at(deadline if silence is None else min(deadline, silence)) as self._timeout:
+                    return await self._stream.receive()
+            except TimeoutError:
+                if silence is not None and loop.time() >= silence:
+                    raise Refusal(
+                        "WP-04",
+                        f"the rest of a message did not arrive within {self._config.idle_message_timeout:g} seconds",
+                        sqlstate="08P01",
+                        fatal=True,
+                    ) from None
+            finally:
+                self._timeout = None
+
+    def interrupt(self) -> None:
+        """Look again whether the session has to end, if it is waiting for its client."""
+        if self._timeout is not None and self._idle and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    def cancel(self) -> None:
+        """Cancel the statement in flight, if there is one."""
+        self._relay.cancel()
+
+    @property
+    def _idle(self) -> bool:
+        """Between units, outside of a transaction."""
+        return self._status == "I" and not self._unit and not self._failed and not self._engaged
+
+    def _check_end(self) -> None:
+        """Raise the refusal that ends this session, if it has to end now."""
+        if dt.datetime.now(dt.UTC) >= self._agent.not_after:
+            raise Refusal("ID-06", "your certificate has expired", sqlstate="28000", fatal=True)
+        if self._services.draining.is_set() and self._idle:
+            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
+
+    # messages
+
+    async def _message(self, kind: int, payload: bytes) -> None:
+        if self._state.state is state.State.SKIPPING and kind not in (Sync.kind, Terminate.kind):
+            if kind not in _SKIPPED:
+                self._state.receive(decode_frontend(kind, payload))
+            return
+        try:
+            message = decode_frontend(kind, payload)
+        except ProtocolViolation as violation:
+            if violation.fatal:
+                raise
+            # Understood well enough to go on: the unit fails.
+            await self._begin_unit(kind, payload)
+            self._state.receive(_STAND_INS[kind])
+            await self._fail(violation, "")
+            return
+        if isinstance(message, Terminate):
+            self._state.receive(message)
+            return
+        await self._begin_unit(kind, payload)
+        self._state.receive(message)
+        await self._dispatch(message)
+
+    async def _begin_unit(self, kind: int, payload: bytes) -> None:
+        if not self._unit:
+            self._check_end()
+        self._unit_bytes += len(payload) + 5
+        self._unit.append((kind, payload if self._unit_bytes <= MAX_RETRY_BYTES else b""))
+
+    async def _dispatch(self, message: FrontendMessage) -> None:
+        try:
+            match message:
+                case Query():
+                    await self._query(message)
+                case Parse():
+                    await self._parse(message)
+                case Bind():
+                    await self._bind(message)
+                case Describe():
+                    await self._describe(message)
+                case Execute():
+                    await self._execute(message)
+                case Close():
+                    await self._close(message)
+                case Flush():
+                    await self._flush()
+                case Sync():
+                    await self._sync()
+                case Oversized():
+                    raise self._too_large(message)
+                case _:
+                    raise ProtocolViolation(f"{type(message).__name__} is not expected here")
+        except Refusal as refusal:
+            if refusal.fatal:
+                raise
+            if isinstance(refusal, UpstreamLost):
+                await self._lost(refusal)
+            else:
+                await self._fail(refusal, _text_of(message))
+            if isinstance(message, Sync) or message.kind == Query.kind or _discarded_query(message):
+                await self._finish()
+
+    def _too_large(self, message: Oversized) -> Refusal:
+        if message.discarded == Bind.kind:
+            limit, what = self._config.max_message_bytes, "parameters are"
+        else:
+            limit, what = self._config.max_statement_bytes, "statement is"
+        return Refusal(
+            "WP-03",
+            f"the {what} larger than the {limit} bytes that this proxy accepts",
+            sqlstate="54000",
+            hint="Send values as parameters, or split the work into several statements.",
+        )
+
+    # simple protocol
+
+    async def _query(self, message: Query) -> None:
+        self._statements.pop("", None)
+        self._portals.pop("", None)
+        text, chain = cut_comment(message.text)
+        answer = self._driver_answer(text)
+        if answer is not None:
+            self._refuse_in_failed_transaction("select")
+            self._say(answer.description() + answer.messages())
+            await self._sync()
+            return
+        all_prepared = await self._enforcement.prepare(self._agent, text, (), simple=True)
+        for prepared in all_prepared:
+            statement = Statement(text, (), prepared, chain)
+            self._refuse_in_failed_transaction(prepared.action)
+            if prepared.command is not None:
+                await self._command(prepared.command, Portal(statement, prepared, simple=True))
+                continue
+            portal = await self._bound(statement, prepared, Bind("", ""), simple=True)
+            self._queue_bound(portal, simple=True)
+        await self._sync()
+
+    def _queue_bound(self, portal: Portal, *, simple: bool) -> None:
+        plan = portal.prepared.plan
+        self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=not simple))
+        self._step(Step(Kind.DESCRIBE_PORTAL, plan=plan, portal=portal))
+        self._queue_execute(portal, 0)
+
+    # extended protocol
+
+    async def _parse(self, message: Parse) -> None:
+        if message.name and message.name in self._statements:
+            raise Refusal("WP-01", f'prepared statement "{_plain(message.name)}" already exists', sqlstate="42P05")
+        if len(self._statements) >= MAX_STATEMENTS:
+            raise Refusal("WP-03", "too many prepared statements in one session", sqlstate="53400")
+        text, chain = cut_comment(message.text)
+        answer = self._driver_answer(text)
+        if answer is not None:
+            statement = Statement(text, message.types, _local(SessionCommand("answer")), chain, answer)
+        else:
+            (prepared,) = await self._enforcement.prepare(self._agent, text, message.types, simple=False)
+            statement = Statement(text, message.types, prepared, chain)
+        self._refuse_in_failed_transaction(statement.prepared.action)
+        undo = self._put(self._statements, message.name, statement)
+        plan = statement.prepared.plan
+        kind = Kind.LOCAL if plan is None else Kind.PARSE
+        self._step(Step(kind, plan=plan, reply=PARSE_COMPLETE, undo=undo))
+
+    async def _bind(self, message: Bind) -> None:
+        statement = self._statement(message.statement)
+        if message.portal and message.portal in self._portals:
+            raise Refusal("WP-01", f'portal "{_plain(message.portal)}" already exists', sqlstate="42P03")
+        if not self._enforcement.is_current(statement.prepared):
+            (statement.prepared,) = await self._enforcement.prepare(
+                self._agent, statement.text, statement.types, simple=False
+            )
+        prepared = statement.prepared
+        self._refuse_in_failed_transaction(prepared.action)
+        portal = await self._bound(statement, prepared, message)
+        undo = self._put(self._portals, message.portal, portal)
+        if prepared.plan is None:
+            self._step(Step(Kind.LOCAL, reply=BIND_COMPLETE, undo=undo))
+        else:
+            if message.portal:
+                portal.upstream = f"p{next(self._portal_names)}"
+            self._step(Step(Kind.BIND, plan=prepared.plan, portal=portal, undo=undo))
+
+    async def _bound(self, statement: Statement, prepared: Prepared, message: Bind, *, simple: bool = False) -> Portal:
+        expected = prepared.client_parameters
+        if len(message.values) != expected:
+            raise Refusal(
+                "WP-01",
+                f"the statement takes {expected} parameters, and {len(message.values)} were given",
+                sqlstate="08P01",
+            )
+        portal = Portal(
+            statement,
+            prepared,
+            values=message.values,
+            formats=message.formats,
+            result_formats=message.result_formats,
+            simple=simple,
+        )
+        if prepared.plan is None:
+            return portal
+        self._learn(prepared)
+        began = time.perf_counter()
+        portal.wire = await self._enforcement.bind(self._agent, prepared, message.formats, message.values)
+        portal.tokenize = time.perf_counter() - began
+        if prepared.plan.swallow_rows:
+            portal.result_formats = ()
+        return portal
+
+    async def _describe(self, message: Describe) -> None:
+        if message.target == "S":
+            statement = self._statement(message.name)
+            prepared = statement.prepared
+            self._refuse_in_failed_transaction(prepared.action)
+            if prepared.plan is None:
+                description = self._description(statement, ()) or NO_DATA
+                self._step(Step(Kind.LOCAL, reply=ParameterDescription(()).encode() + description))
+            else:
+                self._step(Step(Kind.DESCRIBE_STATEMENT, plan=prepared.plan, parameters=prepared.client_parameters))
+            return
+        portal = self._portal(message.name)
+        if portal.prepared.plan is None:
+            description = self._description(portal.statement, portal.result_formats) or NO_DATA
+            self._step(Step(Kind.LOCAL, reply=description))
+        else:
+            self._step(Step(Kind.DESCRIBE_PORTAL, plan=portal.prepared.plan, portal=portal))
+
+    async def _execute(self, message: Execute) -> None:
+        portal = self._portal(message.portal)
+        prepared = portal.prepared
+        self._refuse_in_failed_transaction(prepared.action)
+        if prepared.plan is not None:
+            if prepared.verdict is not None:
+                self._enforcement.still_valid(prepared.verdict)
+            self._queue_execute(portal, max(0, message.max_rows))
+            return
+        if portal.done:
+            raise Refusal("WP-01", "the portal has run already", sqlstate="55000")
+        portal.done = True
+        if portal.statement.answer is not None:
+            self._say(portal.statement.answer.messages(portal.result_formats))
+        elif prepared.command is not None:
+            await self._command(prepared.command, portal)
+
+    async def _close(self, message: Close) -> None:
+        if message.target == "S":
+            self._statements.pop(message.name, None)
+            self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
+            return
+        portal = self._portals.pop(message.name, None)
+        if portal is None or portal.prepared.plan is None:
+            self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
+        else:
+            self._step(Step(Kind.CLOSE_PORTAL, portal=portal))
+
+    def _statement(self, name: str) -> Statement:
+        statement = self._statements.get(name)
+        if statement is None:
+            what = f'prepared statement "{_plain(name)}"' if name else "the unnamed prepared statement"
+            raise Refusal("WP-01", f"{what} does not exist", sqlstate="26000")
+        return statement
+
+    def _portal(self, name: str) -> Portal:
+        portal = self._portals.get(name)
+        if portal is None:
+            what = f'portal "{_plain(name)}"' if name else "the unnamed portal"
+            raise Refusal("WP-01", f"{what} does not exist", sqlstate="34000")
+        return portal
+
+    def _put(self, where: dict[str, Any], name: str, what: object) -> Callable[[], None]:
+        """Note a statement or portal; what is returned takes that back."""
+        previous = where.get(name)
+
+        def undo() -> None:
+            if where.get(name) is what:
+                if previous is None:
+                    del where[name]
+                else:
+                    where[name] = previous
+
+        where[name] = what
+        self._undo.append(undo)
+        return undo
+
+    # steps and segments
+
+    def _step(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def _say(self, reply: bytes) -> None:
+        self._steps.append(Step(Kind.LOCAL, reply=reply))
+
+    def _queue_execute(self, portal: Portal, max_rows: int) -> None:
+        self._services.quotas.enter(self._agent.spiffe_id, portal.prepared.limits)
+        self._entered += 1
+        run = Run(portal)
+        self._relay.runs.append(run)
+        step = Step(Kind.EXECUTE, plan=portal.prepared.plan, portal=portal, run=run, max_rows=max_rows)
+        self._steps.append(step)
+
+    async def _segment(self, *, sync: bool) -> bool:
+        """Send what is queued.  False if something failed; the client is told then, and the unit with it.
+
+        A statement that can still be refused after it has run (a limit, a token that cannot be decoded) must not be
+        followed by, nor be, a write that is committed with it: such a segment is cut there and goes on with a Flush.
+        """
+        steps, self._steps = self._steps, []
+        if not sync and all(step.kind is Kind.LOCAL for step in steps):
+            for step in steps:
+                self._relay.out += step.reply
+            return True
+        begin = 0
+        try:
+            for end in _cuts(steps):
+                if not await self._send(steps[begin:end], sync=False):
+                    return False
+                begin = end
+            return await self._send(steps[begin:], sync=sync)
+        except Refusal:
+            for step in reversed(steps[begin:]):
+                if step.undo is not None:
+                    step.undo()
+            raise
+
+    async def _send(self, steps: list[Step], *, sync: bool) -> bool:
+        relay = self._relay
+        if not steps and not sync:
+            return True
+        await self._keep_strict_intents(steps)
+        await self._acquire()
+        if self._begin is not None:
+            steps = [*self._control(self._begin), *steps]
+            self._begin = None
+        self._engaged = True
+        failure = await relay.exchange(steps, sync=sync)
+        if sync:
+            self._engaged = False
+            self._status = relay.status
+        if failure is None:
+            return True
+        await self._failed_upstream(failure, sync=sync)
+        return False
+
+    async def _acquire(self) -> None:
+        if self._relay.connection is not None:
+            return
+        try:
+            self._relay.connection = await self._pool.acquire(profile=self._settings.for_server())
+        except Refusal as refusal:
+            if "22023" in (refusal.detail_for_audit or ""):
+                raise Refusal(
+                    "ID-04",
+                    "the database does not know the value of one of your settings (TimeZone, for instance)",
+                    sqlstate="22023",
+                    hint="Change it with SET or at startup.",
+                ) from None
+            raise
+
+    def _release(self) -> None:
+        connection, self._relay.connection = self._relay.connection, None
+        self._portals.clear()
+        if connection is not None:
+            self._pool.release(connection)
+
+    @staticmethod
+    def _control(text: str) -> list[Step]:
+        """A transaction command of the proxy's own, of which the client sees nothing."""
+        plan = _own_plan(text)
+        portal = Portal(_NOTHING, _local(None))
+        return [
+            Step(Kind.BIND, plan=plan, portal=portal, visible=False),
+            Step(Kind.EXECUTE, plan=plan, portal=portal, visible=False),
+        ]
+
+    def _queue_control(self, command: SessionCommand, portal: Portal) -> None:
+        """A transaction command of the client's, which is sent as it is and whose tag the client sees."""
+        plan = _own_plan(command.text)
+        run = Run(portal)
+        self._relay.runs.append(run)
+        self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
+        self._step(Step(Kind.EXECUTE, plan=plan, portal=portal, run=run))
+
+    async def _failed_upstream(self, failure: Failure, *, sync: bool) -> None:
+        """An error or a late refusal came out of a segment."""
+        self._failed = True
+        if failure.stale and self._may_retry():
+            self._stale = True
+        if failure.refusal is not None and failure.refusal.decision_id is None:
+            failure.refusal.decision_id = self._decision_of(failure.refusal)
+            failure.fields = refusal_fields(failure.refusal)
+        self._relay.out += ErrorResponse(_clean(failure.fields)).encode()
+        if self._state.state is state.State.EXTENDED:
+            self._state.happened(state.Event.FAILED)
+        if failure.refusal is not None and not failure.server_failed:
+            # Upstream did not fail, so it is made to, if there is a transaction to fail.
+            self._poison = not sync or self._status == "T"
+
+    def _decision_of(self, refusal: Refusal) -> str | None:
+        for run in self._relay.runs:
+            if run.refusal is refusal and run.portal.prepared.verdict is not None:
+                return run.portal.prepared.verdict.id
+        return None
+
+    async def _fail(self, refusal: Refusal, text: str) -> None:
+        """Refuse a message: what came before it in the unit still happens, what comes after is skipped."""
+        if self._failed:
+            return
+        try:
+            if self._steps and not await self._segment(sync=False):
+                return
+            await self._record_refusal(refusal, text)
+        except UpstreamLost as lost:
+            await self._lost(lost)
+            return
+        except Refusal as earlier:
+            refusal = earlier
+        self._failed = True
+        self._poison = self._relay.connection is not None
+        if self._status == "T" and self._relay.connection is None:
+            self._status = "E"
+        self._relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
+        if self._state.state is state.State.EXTENDED:
+            self._state.happened(state.Event.FAILED)
+
+    async def _lost(self, lost: UpstreamLost) -> None:
+        """The upstream connection is gone: nobody knows what became of the writes of this unit."""
+        for run in self._relay.runs:
+            if run.sqlstate == "" and run.refusal is None:
+                run.status = "unknown" if _writes(run.portal.prepared) or run.portal.prepared.plan is None else "error"
+                run.sqlstate = "08006"
+                run.error = lost.detail_for_audit or ""
+        self._steps.clear()
+        self._engaged = self._poison = False
+        self._begin = None
+        self._release()
+        if self._status != "I":
+            self._status = "E"
+        if not self._failed:
+            self._failed = True
+            self._relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
+            if self._state.state is state.State.EXTENDED:
+                self._state.happened(state.Event.FAILED)
+
+    def _refuse_in_failed_transaction(self, action: str) -> None:
+        if self._status == "E" and action not in _EXIT:
+            raise Refusal("WP-01", TEMPLATES["25P02"], sqlstate="25P02", hint="Send ROLLBACK.")
+
+    # the end of a unit
+
+    async def _flush(self) -> None:
+        """Answer what was asked so far.
+
+        A part that only prepares and describes leaves nothing behind upstream, so it ends with a Sync there, and the
+        connection is free again while the client thinks about it.
+        """
+        light = (
+            not self._engaged
+            and self._status == "I"
+            and all(step.kind in (Kind.PARSE, Kind.DESCRIBE_STATEMENT, Kind.LOCAL) for step in self._steps)
+        )
+        steps = [step for step in self._steps if step.kind is not Kind.LOCAL]
+        if steps and light:
+            await self._segment(sync=True)
+            await self._relay.settled()
+            if self._status == "I":
+                self._release_connection()
+        else:
+            await self._segment(sync=False)
+        if self._stale:
+            await self._run_again()
+            return
+        for run in self._relay.runs:
+            if not run.intent:
+                await self._keep_intent(run)
+        if self._relay.out:
+            self._relay.streamed = True
+            self._stream.send(bytes(self._relay.out))
+            self._relay.out.clear()
+            await self._stream.drain()
+
+    async def _sync(self) -> None:
+        """End the unit: upstream first, then the records, then the client."""
+        if self._steps and all(step.kind is Kind.LOCAL for step in self._steps) and not self._engaged:
+            await self._segment(sync=False)
+        if not self._failed and (self._steps or self._engaged):
+            await self._segment(sync=True)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """The unit's last part: poison where due, settle, record, answer, release."""
+        relay = self._relay
+        self._steps.clear()
+        try:
+            if self._poison:
+                await relay.exchange([Step(Kind.POISON)], sync=True)
+                self._status, self._engaged, self._poison = relay.status, False, False
+            elif self._engaged:
+                await relay.exchange([], sync=True)
+                self._status, self._engaged = relay.status, False
+            await relay.settled()
+        except UpstreamLost as lost:
+            await self._lost(lost)
+        if self._stale:
+            await self._run_again()
+            return
+        if self._status == "I":
+            self._end_transaction()
+        try:
+            await self._keep_outcomes()
+        except Refusal as refusal:
+            await self._unrecorded(refusal)
+        self._leave_quotas()
+        if self._status == "I":
+            self._begin = None
+            self._release()
+        out = relay.out + ReadyForQuery(self._status).encode()  # type: ignore[arg-type]
+        self._reset_unit()
+        self._state.happened(state.READY[self._status])  # type: ignore[index]
+        self._stream.send(bytes(out))
+        await self._stream.drain()
+
+    def _reset_unit(self) -> None:
+        relay = self._relay
+        relay.out = bytearray()
+        relay.runs = []
+        relay.streamed = False
+        self._failed = self._poison = self._engaged = self._retried = self._stale = False
+        self._unit.clear()
+        self._unit_bytes = 0
+        self._undo.clear()
+
+    def _leave_quotas(self) -> None:
+        for _ in range(self._entered):
+            self._services.quotas.leave(self._agent.spiffe_id)
+        self._entered = 0
+
+    def _release_connection(self) -> None:
+        connection, self._relay.connection = self._relay.connection, None
+        if connection is not None:
+            self._pool.release(connection)
+
+    async def _unrecorded(self, refusal: Refusal) -> None:
+        """The outcome cannot be kept, so the client does not get it (AU-01)."""
+        relay = self._relay
+        if not relay.streamed:
+            relay.out.clear()
+        relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
+        if self._status == "T" and relay.connection is not None:
+            try:
+                await relay.exchange([Step(Kind.POISON)], sync=True)
+                self._status = relay.status
+            except UpstreamLost as lost:
+                self._failed = True
+                await self._lost(lost)
+
+    # a catalogue that changed under a statement
+
+    def _may_retry(self) -> bool:
+        """Whether the whole unit can run once more: nothing of it is visible to anybody yet."""
+        return (
+            not self._retried
+            and not self._relay.streamed
+            and self._unit_bytes <= MAX_RETRY_BYTES
+            and self._status == "I"
+            and self._begin is None
+        )
+
+    async def _run_again(self) -> None:
+        """Refresh the catalogue and run the unit once more, under new plans."""
+        relay = self._relay
+        for undo in reversed(self._undo):
+            undo()
+        if relay.connection is not None:
+            relay.connection.dirty = True
+        self._release()
+        unit = self._unit.copy()
+        self._leave_quotas()
+        self._reset_unit()
+        self._retried = True
+        await self._services.refresh(self._agent.database)
+        self._state.state = state.State.IDLE
+        for kind, payload in unit:
+            self._unit.append((kind, payload))
+            if self._state.state is state.State.SKIPPING and kind != Sync.kind:
+                continue
+            message = decode_frontend(kind, payload)
+            self._state.receive(message)
+            await self._dispatch(message)
+
+    # session commands
+
+    async def _command(self, command: SessionCommand, portal: Portal) -> None:
+        kind = command.kind
+        if kind in _CONTROL:
+            await self._transaction(command, portal)
+            return
+        if kind == "show":
+            answer = self._show(command.name)
+            self._say((answer.description() if portal.simple else b"") + answer.messages(portal.result_formats))
+            return
+        if kind == "unlock_all":
+            answer = answers.UNLOCKED
+            self._say((answer.description() if portal.simple else b"") + answer.messages(portal.result_formats))
+            return
+        if kind == "empty":
+            self._say(EMPTY_QUERY_RESPONSE)
+            return
+        if self._steps and not await self._segment(sync=False):
+            return
+        if kind == "set":
+            await self._set(command.name, command.value, local=command.local)
+            tag = "SET"
+        elif kind == "set_transaction":
+            if command.name == "transaction":
+                if self._in_transaction:
+                    self._queue_control(command, portal)
+                    return
+                self._warn("25P01", "SET TRANSACTION can only be used in transaction blocks")
+            else:
+                for name, value in _characteristics(command.text):
+                    await self._set(name, value, local=False)
+            tag = "SET"
+        elif kind == "reset":
+            await self._set(command.name, None, local=command.local)
+            tag = "RESET"
+        elif kind == "reset_all":
+            await self._reset_all()
+            tag = "RESET"
+        elif kind == "discard":
+            if command.name == "all":
+                if self._in_transaction:
+                    raise Refusal("ST-05", "DISCARD ALL cannot run inside a transaction", sqlstate="25001")
+                await self._reset_all()
+                self._statements.clear()
+            tag = f"DISCARD {command.name.upper()}"
+        elif kind == "deallocate":
+            if command.name:
+                self._statement(command.name)
+                del self._statements[command.name]
+            else:
+                self._statements.clear()
+            tag = "DEALLOCATE" if command.name else "DEALLOCATE ALL"
+        elif kind == "close_all":
+            tag = "CLOSE CURSOR ALL"
+        elif kind == "unlisten":
+            tag = "UNLISTEN"
+        else:
+            raise Refusal("ST-05", "this command is not carried by this proxy", sqlstate="0A000")
+        self._say(CommandComplete(tag).encode())
+
+    @property
+    def _in_transaction(self) -> bool:
+        """In a transaction block, or in a unit of which upstream has already begun a part."""
+        return self._status != "I" or self._engaged
+
+    async def _transaction(self, command: SessionCommand, portal: Portal) -> None:
+        kind = command.kind
+        tag = CommandComplete(_TAGS[kind]).encode()
+        if any(step.kind is not Kind.LOCAL for step in self._steps) and not await self._segment(sync=False):
+            return
+        if kind == "begin":
+            if self._status == "T":
+                self._warn("25001", "there is already a transaction in progress")
+                self._say(tag)
+                return
+            if self._services.draining.is_set():
+                raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01")
+            self._before = self._settings
+            self._isolation = _isolation(command.text)
+            if self._engaged:
+                self._queue_control(command, portal)
+            else:
+                self._begin, self._status = command.text, "T"
+                self._say(tag)
+            return
+        if self._status == "I" and not self._engaged:
+            if kind not in _LAZY_SAFE:
+                raise Refusal("WP-01", f"{_TAGS[kind]} can only be used in transaction blocks", sqlstate="25P01")
+            self._warn("25P01", "there is no transaction in progress")
+            self._say(tag)
+            return
+        if self._relay.connection is None and not (self._status == "T" and kind not in _LAZY_SAFE):
+            # Nothing of this transaction has been sent.
+            if kind in _LAZY_SAFE:
+                failed = self._status == "E"
+                if kind == "rollback" or failed:
+                    self._roll_back_settings()
+                self._begin, self._status = None, "I"
+                self._say(CommandComplete("ROLLBACK" if kind == "rollback" or failed else "COMMIT").encode())
+                return
+            raise Refusal("WP-01", TEMPLATES["3B001"], sqlstate="3B001")
+        if kind in _LAZY_SAFE and (kind == "rollback" or self._status == "E"):
+            self._roll_back_settings()
+        self._queue_control(command, portal)
+
+    def _end_transaction(self) -> None:
+        self._before = None
+        self._isolation = ""
+
+    def _roll_back_settings(self) -> None:
+        if self._before is not None and self._before != self._settings:
+            old, self._settings = self._settings, self._before
+            self._report(old)
+
+    def _warn(self, code: str, text: str) -> None:
+        self._say(NoticeResponse(error_fields("WARNING", code, text)).encode())
+
+    async def _set(self, name: str, value: str | None, *, local: bool) -> None:
+        """SET (``value`` given) or RESET of one setting."""
+        known = canonical_session_name(name)
+        if known is None:
+            if name in answers.FIXED:
+                if value is None or _same(answers.FIXED[name], value):
+                    return
+                refuse_setting(name)
+            if name in ("transaction_isolation", "transaction_read_only"):
+                raise Refusal("ID-04", "use SET TRANSACTION instead", sqlstate="0A000")
+            refuse_setting(name)
+        if known == TRACE:
+            self._chain = parse_trace(value or "", "setting")
+            return
+        wanted = self._initial.get(known) if value is None else check(known, value)
+        if local:
+            if not self._in_transaction:
+                self._warn("25P01", "SET LOCAL can only be used in transaction blocks")
+                return
+            await self._set_upstream(known, wanted or "", local=True)
+            return
+        old, self._settings = self._settings, self._settings.with_value(known, wanted)
+        if self._settings.for_server() != old.for_server() and self._relay.connection is not None:
+            await self._set_upstream(known, wanted or "", local=False)
+        self._report(old)
+
+    async def _set_upstream(self, name: str, value: str, *, local: bool) -> None:
+        """Change a setting on the connection that the present transaction holds; it is not lent again afterwards."""
+        if name in ("application_name", "client_encoding"):
+            return
+        await self._acquire()
+        connection = self._relay.connection
+        if connection is not None:
+            connection.unpin(name)
+        wire = ((0, 0, 0), (name.encode(), value.encode(), b"t" if local else b"f"))
+        portal = Portal(_NOTHING, _local(None), wire=wire)
+        self._step(Step(Kind.BIND, plan=_SET_CONFIG, portal=portal, visible=False))
+        self._step(Step(Kind.EXECUTE, plan=_SET_CONFIG, portal=portal, visible=False))
+
+    async def _reset_all(self) -> None:
+        for name, _ in (*self._settings.values, *self._initial.values):
+            await self._set(name, None, local=False)
+
+    def _report(self, old: Settings) -> None:
+        """Tell the client of reported settings that changed."""
+        for name in answers.REPORTED:
+            value = self._settings.get(name)
+            if value is not None and value != old.get(name):
+                self._say(ParameterStatus(name, value).encode())
+        name = "default_transaction_read_only"
+        if (self._settings.get(name) or "off") != (old.get(name) or "off") and self._settings.get(name) is None:
+            self._say(ParameterStatus(name, "off").encode())
+
+    def _show(self, name: str) -> Answer:
+        value = self._shown(name)
+        if value is None:
+            raise Refusal(
+                "ID-04", f'setting "{_plain(name)}" is not known to this proxy, or may not be read', sqlstate="42704"
+            )
+        return answers.show(canonical_session_name(name) or name, value)
+
+    def _description(self, statement: Statement, formats: Sequence[int]) -> bytes:
+        """The RowDescription of what the proxy answers; empty if it has no rows."""
+        if statement.answer is not None:
+            return statement.answer.description(formats)
+        command = statement.prepared.command
+        if command is not None and command.kind == "show":
+            return self._show(command.name).description(formats)
+        if command is not None and command.kind == "unlock_all":
+            return answers.UNLOCKED.description(formats)
+        return b""
+
+    def _driver_answer(self, text: str) -> Answer | None:
+        return answers.driver_answer(
+            text,
+            {
+                "server_version": self._shown("server_version") or "",
+                "database": self._agent.database,
+                "session_authorization": self._shown("session_authorization") or "",
+            },
+        )
+
+    # what errors may name
+
+    def _learn(self, prepared: Prepared) -> None:
+        operation = prepared.understood.operation
+        if operation is None:
+            return
+        for use in operation.relations:
+            columns = self._known.setdefault((use.schema, use.name), set())
+            columns.update(use.columns, use.predicates)
+
+    def _permitted(self, schema: str, relation: str, column: str) -> bool:
+        """An error may name what a permitted statement of this session has named before."""
+        columns = self._known.get((schema, relation))
+        return columns is not None and (not column or column in columns)
+
+    # the record
+
+    def _event(self, kind: Any, name: str, level: Level, when: float, **more: Any) -> Event:
+        return Event(
+            id=more.pop("id", None) or event_id(when),
+            time=timestamp(when),
+            kind=kind,
+            name=name,
+            worker=self._services.worker,
+            sequence=0,
+            level=level,
+            spiffe_id=self._agent.spiffe_id,
+            certificate_serial=self._agent.serial,
+            certificate_sha256=self._agent.cert_sha256,
+            session=self._id,
+            client=self._peer,
+            protocol="postgres",
+            database=self._agent.database,
+            application=self._settings.get("application_name") or "",
+            **more,
+        )
+
+    def _level(self, prepared: Prepared) -> Level:
+        return self._services.recorder.level(writes=_writes(prepared))
+
+    async def _keep_strict_intents(self, steps: Sequence[Step]) -> None:
+        """Level strict: the intent is on disk before the statement is forwarded."""
+        self._services.recorder.check()
+        for step in steps:
+            if step.run is not None and not step.run.intent and self._level(step.run.portal.prepared) == "strict":
+                await self._keep_intent(step.run)
+
+    async def _keep_intent(self, run: Run) -> None:
+        event = self._statement_event(run, intent=True)
+        await self._services.recorder.keep(event)
+        run.intent = event.id
+
+    async def _keep_outcomes(self) -> None:
+        """Keep the final event of every execution of this unit, all in one group."""
+        runs = self._relay.runs
+        if not runs:
+            return
+        began = time.perf_counter()
+        events = [self._statement_event(run) for run in runs]
+        keep = self._services.recorder.keep
+        if len(events) == 1:
+            await keep(events[0])
+        else:
+            for result in await asyncio.gather(*map(keep, events), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+        elapsed = int((time.perf_counter() - began) * 1e6)
+        for run, event in zip(runs, events, strict=True):
+            stages = {**event.stages, "audit": elapsed}
+            stages["total"] = stages.get("total", 0) + elapsed
+            self._services.metrics.observe(msgspec.structs.replace(event, stages=stages), run.portal.prepared.action)
+
+    def _statement_event(self, run: Run, *, intent: bool = False) -> Event:
+        portal = run.portal
+        prepared = portal.prepared
+        plan, verdict, understood = prepared.plan, prepared.verdict, prepared.understood
+        refusal = run.refusal
+        more: dict[str, Any] = {}
+        if verdict is not None:
+            decision = verdict.decision
+            more["verdict"] = Verdict(
+                id=verdict.id,
+                allow=refusal is None,
+                control=refusal.control if refusal is not None else decision.control,
+                reason=refusal.message if refusal is not None else decision.reason,
+                revision=verdict.revision,
+                filters_hash=verdict.filters_hash,
+                cached=prepared.cached,
+            )
+            if understood.operation is not None:
+                more["relations"] = _relations(understood.operation, prepared)
+                more["functions"] = understood.operation.functions
+        if intent:
+            outcome = Outcome("intent")
+        else:
+            outcome = Outcome(
+                run.status if refusal is None else "denied",  # type: ignore[arg-type]
+                tag=run.tag,
+                sqlstate=refusal.sqlstate if refusal is not None else run.sqlstate,
+                error=run.error or (refusal.detail_for_audit or "" if refusal is not None else ""),
+                rows=run.rows,
+                bytes=run.bytes,
+                encoded=sum(1 for slot in plan.encode if _is_value(portal.wire[1], slot.parameter)) if plan else 0,
+                decoded=run.decoded,
+            )
+        return self._event(
+            "statement",
+            "statement",
+            self._level(prepared) if plan is not None else "process",
+            run.began,
+            chain=portal.statement.chain or self._chain,
+            template=understood.text,
+            template_sha256=understood.digest.decode() if plan is not None else "",
+            statement_bytes=len(portal.statement.text.encode()),
+            values=_values(portal),
+            outcome=outcome,
+            intent="" if intent else run.intent,
+            stages={
+                **prepared.stages,
+                "tokenize": int((portal.tokenize + run.tokenize) * 1e6),
+                "upstream": int(run.upstream * 1e6),
+                "total": int((time.perf_counter() - run.clock) * 1e6) + sum(prepared.stages.values()),
+            },
+            **more,
+        )
+
+    async def _record_refusal(self, refusal: Refusal, text: str, *, name: str = "statement") -> None:
+        """Keep the event of something that was refused before it ran; sets the refusal's decision id."""
+        when = time.time()
+        identifier = event_id(when)
+        if refusal.decision_id is None:
+            refusal.decision_id = identifier
+        stripped, chain = cut_comment(text)
+        more: dict[str, Any] = {}
+        if isinstance(refusal.operation, Operation):
+            more["relations"] = tuple(
+                Relation(use.qualified, use.access, use.columns) for use in refusal.operation.relations
+            )
+            more["functions"] = refusal.operation.functions
+        event = self._event(
+            "statement" if name == "statement" else "session",
+            name,
+            self._services.recorder.level(writes=False),
+            when,
+            id=identifier,
+            chain=chain or self._chain,
+            statement_bytes=len(stripped.encode(errors="replace")),
+            verdict=Verdict(id=refusal.decision_id, allow=False, control=refusal.control, reason=refusal.message),
+            outcome=Outcome("denied", sqlstate=refusal.sqlstate, error=refusal.detail_for_audit or ""),
+            **more,
+        )
+        await self._services.recorder.keep(event)
+        self._services.metrics.observe(event)
+
+
+# small things
+
+_SKIPPED: Final = frozenset(b"QPBDECH") | {0}
+_STAND_INS: Final[dict[int, FrontendMessage]] = {
+    Bind.kind: Bind("", ""),
+    Describe.kind: Describe("S", ""),
+    Close.kind: Close("S", ""),
+    Parse.kind: Parse("", ""),
+    Query.kind: Query(""),
+    Execute.kind: Execute(""),
+}
+_TYPE_NAMES: Final = {
+    0: "unknown", 16: "bool", 17: "bytea", 18: "char", 19: "name", 20: "int8", 21: "int2", 23: "int4", 25: "text",
+    26: "oid", 114: "json", 700: "float4", 701: "float8", 705: "unknown", 1042: "bpchar", 1043: "varchar",
+    1082: "date", 1083: "time", 1114: "timestamp", 1184: "timestamptz", 1186: "interval", 1266: "timetz",
+    1700: "numeric", 2950: "uuid", 3802: "jsonb",
+}  # fmt: skip
+
+
+def _local(command: SessionCommand | None) -> Prepared:
+    """A statement that needs no decision, because the proxy answers or sends it on its own account."""
+    action = command.kind if command is not None else "own"
+    return Prepared(
+        action, command, None, (), _NO_LIMITS, Understood("", b"", (), command, None, action, False), None, False
+    )
+
+
+_NOTHING: Final = Statement("", (), _local(None), None)
+
+
+@functools.lru_cache(maxsize=256)
+def _own_plan(text: str) -> Plan:
+    """How a transaction command is sent: fixed ones as named statements, savepoints without a name."""
+    return Plan(
+        sql=text,
+        name="" if '"' in text else "grille_" + text.lower().replace(" ", "_").replace(",", ""),
+        parameter_types=(),
+        client_parameters=0,
+        literals=(),
+        encode=(),
+        injected=(),
+        hidden_columns=0,
+        swallow_rows=False,
+        results=(),
+        writes=False,
+        row_check_plan=False,
+    )
+
+
+_SET_CONFIG: Final = msgspec.structs.replace(
+    _own_plan("SELECT pg_catalog.set_config($1, $2, $3)"),
+    name="grille_set_config",
+    parameter_types=(25, 25, 16),
+    swallow_rows=True,
+)
+
+
+def _writes(prepared: Prepared) -> bool:
+    return prepared.plan is not None and prepared.plan.writes
+
+
+def _may_refuse(prepared: Prepared) -> bool:
+    """Whether the proxy may still refuse the statement when its replies are there."""
+    plan, limits = prepared.plan, prepared.limits
+    return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
+
+
+def _cuts(steps: Sequence[Step]) -> list[int]:
+    """Where a segment is cut: before a write that follows something refusable, and after a refusable write."""
+    cuts = []
+    refusable = False
+    for number, step in enumerate(steps):
+        if step.run is None:
+            continue
+        writes, may_refuse = _writes(step.run.portal.prepared), _may_refuse(step.run.portal.prepared)
+        if writes and refusable:
+            cuts.append(number)
+            refusable = False
+        if writes and may_refuse:
+            cuts.append(number + 1)
+        else:
+            refusable = refusable or may_refuse
+    return cuts
+
+
+def _values(portal: Portal) -> tuple[Value, ...]:
+    """Commitments to the client's values, in the form in which they came."""
+    prepared = portal.prepared
+    if prepared.plan is None:
+        return ()
+    types = prepared.plan.parameter_types
+    values = prepared.constants if prepared.understood.is_template else portal.values
+    return tuple(
+        commit(value, _TYPE_NAMES.get(types[n], str(types[n])) if n < len(types) else "unknown")
+        for n, value in enumerate(values)
+    )
+
+
+def _is_value(values: Sequence[bytes | None], place: int) -> bool:
+    return place < len(values) and values[place] is not None
+
+
+def _relations(operation: Operation, prepared: Prepared) -> tuple[Relation, ...]:
+    terms = prepared.verdict.terms.relations if prepared.verdict is not None else {}
+    found = []
+    for use in operation.relations:
+        known = terms.get(use.qualified)
+        sensitive = {}
+        if known is not None and use.access == "read":
+            sensitive = {name: known.columns[name].read for name in use.columns if name in known.columns}
+        found.append(Relation(use.qualified, use.access, use.columns, sensitive))
+    return tuple(found)
+
+
+def _characteristics(text: str) -> list[tuple[str, str]]:
+    """The settings behind SET SESSION CHARACTERISTICS, from its canonical text."""
+    found = []
+    for option in text.partition("AS TRANSACTION ")[2].split(", "):
+        if option.startswith("ISOLATION LEVEL "):
+            found.append(("default_transaction_isolation", option.removeprefix("ISOLATION LEVEL ").lower()))
+        elif option in ("READ ONLY", "READ WRITE"):
+            found.append(("default_transaction_read_only", "on" if option == "READ ONLY" else "off"))
+        elif option in ("DEFERRABLE", "NOT DEFERRABLE"):
+            found.append(("default_transaction_deferrable", "on" if option == "DEFERRABLE" else "off"))
+    return found
+
+
+def _isolation(text: str) -> str:
+    """The isolation level that a BEGIN names, or nothing."""
+    _, found, rest = text.partition("ISOLATION LEVEL ")
+    return rest.partition(",")[0].lower() if found else ""
+
+
+def _same(fixed: str, value: str) -> bool:
+    """Whether a SET asks for what is so anyway."""
+    words = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off"}
+    lowered = value.lower()
+    return fixed == lowered or (fixed in ("on", "off") and words.get(lowered, lowered) == fixed)
+
+
+def _plain(name: str) -> str:
+    """A client's own name, short and printable."""
+    return "".join(c if c.isprintable() and c != '"' else "?" for c in name[:63])
+
+
+def _clean(fields: dict[str, str]) -> dict[str, str]:
+    """Fields as the protocol can carry them."""
+    return {code: text.replace("\0", "\ufffd") for code, text in fields.items()}
+
+
+def _text_of(message: FrontendMessage) -> str:
+    return message.text if isinstance(message, Query | Parse) else ""
+
+
+def _discarded_query(message: FrontendMessage) -> bool:
+    return isinstance(message, Oversized) and message.discarded == Query.kind
+
+
+def _address(stream: ByteStream) -> str:
+    name = stream.extra("peername")  # noqa: S610  (not Django)
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""
