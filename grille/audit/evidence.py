@@ -22,7 +22,7 @@ from grille.audit.encoding import decode, encode
 from grille.audit.encoding import reveals as reveals
 from grille.audit.event import Event
 from grille.audit.records import Record
-from grille.audit.spool import PUBLIC_KEY_FILE, segments
+from grille.audit.spool import PUBLIC_KEY_FILE, chain_directory, segments
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -148,6 +148,8 @@ def verify(directory: Path, public_key: Ed25519PublicKey, head: Head | None = No
             walk.compare(wanted)
         reports.append(walk.report(wanted.sequence if wanted is not None else None))
         problems += walk.problems
+        if path != directory and walk.worker is not None and path != chain_directory(directory, walk.worker):
+            problems.append(Problem(0, None, f"the chain of worker {walk.worker} is in another's place", path))
     problems += [
         Problem(missing.sequence, None, f"the chain of worker {missing.worker} that the head names is gone", directory)
         for missing in heads.values()
@@ -164,7 +166,7 @@ class _Walk:
         self._directory = directory
         self._public_key = public_key
         self._path = directory
-        self._worker: int | None = None
+        self.worker: int | None = None
         self._expected = 0
         self._previous: str | None = chain.FIRST_PREVIOUS  # None: the block before was not readable
         self._next_event: int | None = 0
@@ -203,7 +205,7 @@ class _Walk:
     def report(self, known_to: int | None) -> ChainReport:
         return ChainReport(
             directory=self._directory,
-            worker=self._worker,
+            worker=self.worker,
             events=self._events,
             blocks=self._blocks,
             head_sequence=self._last[0],
@@ -252,7 +254,7 @@ class _Walk:
             elif first_in_file and self._path.stem != f"{header.sequence:012d}":
                 self._problem(header.sequence, None, "the segment file was renamed", record)
         self.chain = header.chain
-        self._worker = header.worker
+        self.worker = header.worker
         self._expected = header.sequence + 1
         self._previous = chain.header_hash(block.header)
         self._next_event = header.first_event + header.events

@@ -386,11 +386,16 @@ def test_a_full_disk_refuses_and_then_recovers(
     ballast.write_bytes(bytes(24 * 1024))
     spool = open_spool(directory=small_disk, block_events=8)
     kept = 0
+
+    def fill() -> None:
+        nonlocal kept
+        while True:
+            spool.append(make_event(text="x" * random.Random(kept).randrange(900)))
+            kept += 1
+
     for _ in range(3):
         with pytest.raises(AuditUnavailable, match="No space left"):
-            while True:
-                spool.append(make_event(text="x" * random.Random(kept).randrange(900)))
-                kept += 1
+            fill()
         with pytest.raises(AuditUnavailable):
             spool.append(make_event(text="x" * 5000))
         check(small_disk, key)
