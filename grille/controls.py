@@ -78,5 +78,7 @@ class Refusal(Exception):
         self.detail_for_audit = detail_for_audit
         self.position = position
         """1-based character position in the agent's own text, where one is known."""
+        self.operation: object | None = None
+        """What was understood of the statement before it was refused; the policy is asked about that first."""
         self.decision_id: str | None = None
         """Set by the proxy before the refusal is told and recorded."""

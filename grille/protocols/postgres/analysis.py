@@ -1,0 +1,1645 @@
+"""From a parse tree to an understood statement: scopes, names, types, provenance.
+
+The walk is closed: a node kind, or a field of a known kind, that is not in `FIELDS` refuses the statement (ST-02).
+Every relation, column, function, operator and type is resolved in the catalogue snapshot; where a type cannot be
+inferred, every candidate of that name must be acceptable.  Provenance follows tokenized columns (`Label`): an
+expression over one that cannot carry a token is refused (CO-03).
+
+The walk also collects, innermost first, the places that `grille.protocols.postgres.rewrite` will change once a
+decision is known (`Site`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NoReturn
+
+import msgspec
+from postgast import pg_query_pb2 as pb
+
+from grille.controls import Refusal
+from grille.protocols.operation import Access, Operation, RelationUse
+from grille.protocols.postgres import tree
+from grille.protocols.postgres.catalog import Catalog, Relation
+from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres.resolve import Resolver
+from grille.protocols.postgres.tree import Node, kind_of
+
+BOOL: Final = 16
+INT8: Final = 20
+INT4: Final = 23
+TEXT: Final = 25
+UNKNOWN: Final = 705
+BPCHAR: Final = 1042
+VARCHAR: Final = 1043
+NUMERIC: Final = 1700
+TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
+FIRST_USER_OID: Final = 16384
+REG_TYPES: Final = frozenset({24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191})
+HIDDEN: Final = "grille:"
+"""Identifiers that begin so are Grille's own and refused from agents."""
+
+_TRIVIAL = {"location", "xpr", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end"}
+
+FIELDS: Final[dict[str, frozenset[str]]] = {
+    name: frozenset(fields.split()) | _TRIVIAL
+    for name, fields in {
+        "SelectStmt": "distinct_clause target_list from_clause where_clause group_clause group_distinct having_clause "
+        "window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op all "
+        "larg rarg",
+        "InsertStmt": "relation cols select_stmt on_conflict_clause returning_clause override",
+        "UpdateStmt": "relation target_list where_clause from_clause returning_clause with_clause",
+        "DeleteStmt": "relation using_clause where_clause returning_clause with_clause",
+        "RangeVar": "catalogname schemaname relname inh relpersistence alias",
+        "RangeSubselect": "lateral subquery alias",
+        "RangeFunction": "lateral ordinality functions alias",
+        "JoinExpr": "jointype is_natural larg rarg using_clause quals",
+        "Alias": "aliasname colnames",
+        "ResTarget": "name val",
+        "ColumnRef": "fields",
+        "ParamRef": "number",
+        "A_Const": "ival fval boolval sval bsval isnull",
+        "A_Expr": "kind name lexpr rexpr",
+        "BoolExpr": "boolop args",
+        "NullTest": "arg nulltesttype",
+        "BooleanTest": "arg booltesttype",
+        "CaseExpr": "arg args defresult",
+        "CaseWhen": "expr result",
+        "CoalesceExpr": "args",
+        "MinMaxExpr": "op args",
+        "FuncCall": "funcname args agg_order agg_filter over agg_within_group agg_star agg_distinct funcformat",
+        "TypeCast": "arg type_name",
+        "TypeName": "names typmods typemod array_bounds",
+        "SubLink": "sub_link_type testexpr oper_name subselect",
+        "A_ArrayExpr": "elements",
+        "RowExpr": "args row_format",
+        "A_Indirection": "arg indirection",
+        "A_Indices": "is_slice lidx uidx",
+        "CollateClause": "arg collname",
+        "SQLValueFunction": "op typmod",
+        "GroupingSet": "kind content",
+        "GroupingFunc": "args",
+        "SetToDefault": "type_mod",
+        "SortBy": "node sortby_dir sortby_nulls",
+        "WindowDef": "name refname partition_clause order_clause frame_options start_offset end_offset",
+        "LockingClause": "locked_rels strength wait_policy",
+        "WithClause": "ctes recursive",
+        "CommonTableExpr": "ctename aliascolnames ctematerialized ctequery",
+        "OnConflictClause": "action infer target_list where_clause",
+        "InferClause": "index_elems",
+        "IndexElem": "name ordering nulls_ordering",
+        "ReturningClause": "exprs",
+        "List": "items",
+    }.items()
+}
+
+CATALOGUE_READABLE: Final[dict[str, frozenset[str]]] = {
+    "pg_type": frozenset(
+        "oid typname typnamespace typlen typbyval typtype typcategory typdelim typelem typarray typbasetype typtypmod "
+        "typndims typnotnull typinput typoutput typreceive typsend typrelid typcollation".split()
+    ),
+    "pg_namespace": frozenset({"oid", "nspname"}),
+    "pg_range": frozenset({"rngtypid", "rngsubtype", "rngmultitypid"}),
+    "pg_enum": frozenset(),
+}
+"""Catalogue columns that every agent may read; rows are limited to built-in objects."""
+
+SESSION_NAMES: Final = {
+    pb.SVFOP_CURRENT_ROLE: "current_role",
+    pb.SVFOP_CURRENT_USER: "current_user",
+    pb.SVFOP_USER: "user",
+    pb.SVFOP_SESSION_USER: "session_user",
+    pb.SVFOP_CURRENT_CATALOG: "current_catalog",
+    pb.SVFOP_CURRENT_SCHEMA: "current_schema",
+}
+
+
+class Sensitive(msgspec.Struct, frozen=True):
+    """What the configuration says of one sensitive column."""
+
+    transformation: str | None
+    """Stored tokenized under this transformation; None: stored clear, masked in SQL."""
+    token_domain: str | None
+
+
+class Label(msgspec.Struct, frozen=True):
+    """Provenance of a value that is a token: the columns it may come from."""
+
+    columns: frozenset[str]
+    """``schema.relation.column``"""
+    transformation: str
+    token_domain: str
+
+
+@dataclass(slots=True)
+class Field:
+    """One column of a range item or of a select list."""
+
+    name: str
+    type: int | None
+    label: Label | None = None
+    plain: bool = True
+    """Its defining expression is leakproof: a condition on it may run before the row filter."""
+    node: Node | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One entry of a FROM clause, or the target of a write."""
+
+    name: str
+    kind: Literal["relation", "derived", "function", "target", "excluded", "catalogue"]
+    fields: list[Field]
+    relation: Relation | None = None
+    node: Any = None
+    """The Node that holds the RangeVar (kind relation), the subquery's SelectStmt (derived)."""
+    inner: list[Item] = field(default_factory=list)
+    """Governed relations below a derived item."""
+    cte: Any = None
+    """The CommonTableExpr of a reference to one."""
+    used: dict[str, None] = field(default_factory=dict)
+    only: bool = False
+    fenced: bool = False
+
+    @property
+    def qualified(self) -> str:
+        """``schema.relation`` of a governed relation."""
+        assert self.relation is not None  # noqa: S101
+        return f"{self.relation.schema}.{self.relation.name}"
+
+    def field(self, name: str) -> Field | None:
+        """The field of this name, or None."""
+        for candidate in self.fields:
+            if candidate.name == name:
+                return candidate
+        return None
+
+
+@dataclass(slots=True)
+class Entry:
+    """One name that an unqualified column reference can mean."""
+
+    name: str
+    field: Field
+    owners: tuple[Item, ...]
+    merged: bool = False
+    """A column merged by USING or NATURAL."""
+
+
+@dataclass(slots=True)
+class Namespace:
+    """What a FROM clause or a part of it makes visible."""
+
+    entries: list[Entry] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+
+    def add(self, other: Namespace) -> None:
+        self.entries.extend(other.entries)
+        self.items.extend(other.items)
+
+
+@dataclass(slots=True)
+class Scope:
+    """One query level."""
+
+    parent: Scope | None
+    namespace: Namespace
+    ctes: dict[str, Cte]
+
+    def cte(self, name: str) -> Cte | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.ctes:
+                return scope.ctes[name]
+            scope = scope.parent
+        return None
+
+
+@dataclass(slots=True)
+class Cte:
+    """A WITH query in scope."""
+
+    node: Any
+    fields: list[Field]
+    inner: list[Item]
+
+
+@dataclass(slots=True)
+class RelationSite:
+    """A RangeVar to be replaced by a governed subselect."""
+
+    item: Item
+
+
+@dataclass(slots=True)
+class QualSite:
+    """A condition that is not leakproof and must not see hidden rows."""
+
+    node: Node
+    items: tuple[Item, ...]
+    grouped: bool = False
+    """It stands in HAVING, or over a FULL JOIN, where a guard cannot be added."""
+
+
+@dataclass(slots=True)
+class FenceSite:
+    """A derived item that a leaky condition reads: it gets a fence if it holds a filtered relation."""
+
+    item: Item
+
+
+@dataclass(slots=True)
+class LiteralSite:
+    """A constant that is compared with, or stored in, a tokenized column."""
+
+    node: Node
+    value: str
+    transformation: str
+
+
+@dataclass(slots=True)
+class WriteSite:
+    """The target of an INSERT, UPDATE or DELETE."""
+
+    statement: Any
+    action: Literal["insert", "update", "delete"]
+    item: Item
+    written: tuple[str, ...]
+    has_returning: bool
+    on_conflict: Literal["", "nothing", "update"] = ""
+
+
+Site = RelationSite | QualSite | FenceSite | LiteralSite | WriteSite
+
+
+class Analysis:
+    """An understood statement, before a decision; used up by one rewrite."""
+
+    def __init__(self, statement: Node, operation: Operation) -> None:
+        self.statement = statement
+        self.operation = operation
+        self.items: list[Item] = []
+        """Every governed relation item."""
+        self.sites: list[Site] = []
+        """Innermost first."""
+        self.outputs: list[Field] = []
+        """Visible result columns."""
+        self.parameters: dict[int, list[str]] = {}
+        """Client parameter -> for each use ``""`` (plain) or the transformation under which it is encoded."""
+        self.equalities: set[str] = set()
+        """Sensitive columns that take part in an equality or grouping."""
+        self.locks = False
+
+
+@dataclass(slots=True)
+class _Info:
+    type: int | None = None
+    label: Label | None = None
+    leakproof: bool = True
+    constant: bool = False
+
+
+class Analyzer:
+    """Understands one statement.  Raises `Refusal`, whose ``operation`` holds what was resolved until then."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        purity: Purity,
+        sensitive: Mapping[str, Sensitive],
+        parameter_types: Sequence[int],
+        *,
+        database: str,
+    ) -> None:
+        self._resolver = resolver
+        self._catalog: Catalog = resolver.catalog
+        self._purity = purity
+        self._sensitive = sensitive
+        self._parameter_types = parameter_types
+        self._session_values = {
+            "current_role": "agent",
+            "current_user": "agent",
+            "user": "agent",
+            "session_user": "agent",
+            "current_catalog": database,
+            "current_database": database,
+            "current_schema": "public",
+        }
+        self._uses: dict[tuple[str, str, Access], tuple[set[str], set[str]]] = {}
+        self._functions: set[str] = set()
+        self._references: dict[Item, None] = {}
+        """Items that the current expression reads, at this level and outer ones."""
+        self._loose: dict[Item, None] = {}
+        """Those of them that are read outside a condition, where no guard stands."""
+        self._in_qual = False
+        self._in_predicate = False
+        self._aggregate_seen = False
+        self._result = Analysis(None, Operation(""))
+
+    def analyze(self, statement: Node) -> Analysis:
+        """Understand `statement`, which is changed in place (stars expanded, names qualified)."""
+        kind = kind_of(statement)
+        action = kind.removesuffix("_stmt")
+        self._result.statement = statement
+        root = Scope(None, Namespace(), {})
+        try:
+            if kind == "select_stmt":
+                fields, _inner = self._select(statement.select_stmt, root)
+                self._result.outputs = fields
+            elif kind == "insert_stmt":
+                self._insert(statement.insert_stmt, root)
+            elif kind == "update_stmt":
+                self._update(statement.update_stmt, root)
+            elif kind == "delete_stmt":
+                self._delete(statement.delete_stmt, root)
+            else:
+                _refuse_kind(kind)
+        except Refusal as refusal:
+            refusal.operation = self._operation(action)
+            raise
+        self._result.operation = self._operation(action)
+        return self._result
+
+    def _operation(self, action: str) -> Operation:
+        uses = [
+            RelationUse(schema, name, access, tuple(sorted(columns)), tuple(sorted(predicates)))
+            for (schema, name, access), (columns, predicates) in self._uses.items()
+        ]
+        return Operation(action, tuple(sorted(uses)), tuple(sorted(self._functions)))
+
+    # Statements
+
+    def _select(self, select: Any, parent: Scope) -> tuple[list[Field], list[Item]]:
+        """Returns the output columns and the governed relations below."""
+        _closed(select)
+        scope = Scope(parent, Namespace(), {})
+        inner: list[Item] = []
+        if select.HasField("with_clause"):
+            inner += self._with(select.with_clause, scope)
+        if select.op != pb.SETOP_NONE:
+            return self._set_operation(select, scope, inner)
+        if select.values_lists:
+            fields = self._values(select, scope)
+            self._limits(select, scope)
+            return fields, inner
+        for node in select.from_clause:
+            namespace = self._from(node, scope)
+            scope.namespace.add(namespace)
+        for item in scope.namespace.items:
+            inner += [item] if item.kind == "relation" else item.inner
+        self._expand_stars(select.target_list, scope, select=select)
+        if not select.target_list:
+            raise Refusal("ST-02", "A SELECT without a select list is not supported.", sqlstate="0A000",
+                          hint="Name at least one column or constant.")
+        if select.HasField("where_clause"):
+            self._qual(select.where_clause, scope)
+        fields = [self._output(target.res_target, scope) for target in select.target_list]
+        for node in select.group_clause:
+            self._group_item(node, scope, fields)
+        if select.HasField("having_clause"):
+            self._qual(select.having_clause, scope, grouped=True)
+        for node in select.window_clause:
+            self._window(node.window_def, scope)
+        self._sort(select.sort_clause, scope, fields)
+        for node in select.distinct_clause:
+            if kind_of(node):
+                self._sort_key(node, scope, fields, ordering=True)
+        self._limits(select, scope)
+        for node in select.locking_clause:
+            self._locking(node.locking_clause, scope)
+        self._note_outer(scope)
+        return fields, inner
+
+    def _set_operation(self, select: Any, scope: Scope, inner: list[Item]) -> tuple[list[Field], list[Item]]:
+        left, left_inner = self._select(select.larg, scope)
+        right, right_inner = self._select(select.rarg, scope)
+        if len(left) != len(right):
+            raise Refusal("ST-01", "Each branch of a set operation must have the same number of columns.",
+                          sqlstate="42601")
+        fields = [self._merge(a, b) for a, b in zip(left, right, strict=True)]
+        self._sort(select.sort_clause, scope, fields, outputs_only=True)
+        self._limits(select, scope)
+        if select.locking_clause:
+            raise Refusal("ST-02", "A locking clause on a set operation is not supported.", sqlstate="0A000")
+        return fields, [*inner, *left_inner, *right_inner]
+
+    def _merge(self, left: Field, right: Field) -> Field:
+        """One output column of a set operation."""
+        label = None
+        if left.label or right.label:
+            label = self._same_domain(left.label, right.label)
+        kind = left.type if left.type == right.type else None
+        return Field(left.name, kind, label, left.plain and right.plain)
+
+    def _values(self, select: Any, scope: Scope) -> list[Field]:
+        width = 0
+        for row in select.values_lists:
+            _closed(row.list)
+            width = max(width, len(row.list.items))
+            for cell in row.list.items:
+                self._unlabelled(cell, self._expression(cell, scope))
+        return [Field(f"column{index + 1}", None, None, True) for index in range(width)]
+
+    def _with(self, clause: Any, scope: Scope) -> list[Item]:
+        _closed(clause)
+        inner: list[Item] = []
+        for node in clause.ctes:
+            cte = node.common_table_expr
+            _closed(cte)
+            if kind_of(cte.ctequery) != "select_stmt":
+                raise Refusal("ST-02", "A WITH query that writes is not supported.", sqlstate="0A000",
+                              hint="Send the INSERT, UPDATE or DELETE as a statement of its own, with RETURNING.")
+            names = [name.string.sval for name in cte.aliascolnames]
+            select = cte.ctequery.select_stmt
+            query_scope = scope
+            if clause.recursive and select.op == pb.SETOP_UNION:
+                arm, arm_inner = self._dry_run(select.larg, scope)
+                fields = _renamed([Field(f.name, f.type, f.label, False) for f in arm], names)
+                query_scope = Scope(scope, Namespace(), {cte.ctename: Cte(cte, fields, arm_inner)})
+            fields, below = self._select(select, query_scope)
+            recursive = query_scope is not scope
+            visible = [Field(f.name, f.type, f.label, f.plain and not recursive) for f in fields]
+            scope.ctes[cte.ctename] = Cte(cte, _renamed(visible, names), below)
+            inner += below
+        return inner
+
+    def _dry_run(self, select: Any, scope: Scope) -> tuple[list[Field], list[Item]]:
+        """Columns of the non-recursive arm, found on a copy so that nothing is collected twice."""
+        copy = pb.SelectStmt()
+        copy.CopyFrom(select)
+        sites, items = len(self._result.sites), len(self._result.items)
+        found = self._select(copy, scope)
+        del self._result.sites[sites:], self._result.items[items:]
+        return found
+
+    def _insert(self, insert: Any, root: Scope) -> None:
+        _closed(insert)
+        item = self._target(insert.relation, "insert")
+        relation = item.relation
+        assert relation is not None  # noqa: S101
+        writable = [column.name for column in relation.columns if not column.generated]
+        if insert.cols:
+            names = []
+            for node in insert.cols:
+                _closed(node.res_target)
+                names.append(node.res_target.name)
+        else:
+            names = writable
+        scope = Scope(root, Namespace(), {})
+        query = insert.select_stmt.select_stmt if insert.HasField("select_stmt") else None
+        if query is not None:
+            _closed(query)
+            width = len(query.values_lists[0].list.items) if query.values_lists else None
+            if not insert.cols and width is not None:
+                names = names[:width]
+            if query.values_lists:
+                if query.HasField("with_clause") or query.sort_clause or query.HasField("limit_count"):
+                    raise Refusal("ST-02", "VALUES with WITH, ORDER BY or LIMIT is not supported in INSERT.",
+                                  sqlstate="0A000")
+                for row in query.values_lists:
+                    if len(row.list.items) != len(names):
+                        raise Refusal("ST-01", "INSERT has a different number of columns and values.",
+                                      sqlstate="42601")
+                    for name, cell in zip(names, row.list.items, strict=True):
+                        self._assign(relation, name, cell, scope)
+            else:
+                fields, _inner = self._select(query, scope)
+                if not insert.cols:
+                    names = names[: len(fields)]
+                if len(fields) != len(names):
+                    raise Refusal("ST-01", "INSERT has a different number of columns and values.", sqlstate="42601")
+                for name, source in zip(names, fields, strict=True):
+                    self._assign_field(relation, name, source)
+        self._written(item, "insert", names)
+        if query is not None and not insert.cols:
+            insert.cols.extend(pb.Node(res_target=pb.ResTarget(name=name)) for name in names)
+        scope = Scope(root, _namespace_of(item), {})
+        on_conflict: Literal["", "nothing", "update"] = ""
+        if insert.HasField("on_conflict_clause"):
+            on_conflict = self._on_conflict(insert.on_conflict_clause, item, scope, root)
+        self._returning(insert, scope)
+        self._result.sites.append(
+            WriteSite(insert, "insert", item, tuple(names), insert.HasField("returning_clause"), on_conflict)
+        )
+
+    def _on_conflict(self, clause: Any, item: Item, scope: Scope, root: Scope) -> Literal["nothing", "update"]:
+        _closed(clause)
+        if clause.HasField("infer"):
+            _closed(clause.infer)
+            for element in clause.infer.index_elems:
+                _closed(element.index_elem)
+                self._column_of(item, element.index_elem.name)
+        if clause.action == pb.ONCONFLICT_NOTHING:
+            return "nothing"
+        excluded = Item("excluded", "excluded", item.fields, item.relation)
+        both = Namespace()
+        both.add(_namespace_of(item))
+        both.items.append(excluded)
+        update_scope = Scope(root, both, {})
+        names = self._assignments(clause.target_list, item, update_scope)
+        self._written(item, "update", names)
+        if clause.HasField("where_clause"):
+            self._expression_bool(clause.where_clause, update_scope)
+        return "update"
+
+    def _update(self, update: Any, root: Scope) -> None:
+        _closed(update)
+        scope = Scope(root, Namespace(), {})
+        if update.HasField("with_clause"):
+            self._with(update.with_clause, scope)
+        item = self._target(update.relation, "update")
+        scope.namespace.add(_namespace_of(item))
+        for node in update.from_clause:
+            scope.namespace.add(self._from(node, scope))
+        if update.HasField("where_clause"):
+            self._qual(update.where_clause, scope)
+        names = self._assignments(update.target_list, item, scope)
+        self._written(item, "update", names)
+        self._returning(update, scope)
+        self._result.sites.append(
+            WriteSite(update, "update", item, tuple(names), update.HasField("returning_clause"))
+        )
+
+    def _delete(self, delete: Any, root: Scope) -> None:
+        _closed(delete)
+        scope = Scope(root, Namespace(), {})
+        if delete.HasField("with_clause"):
+            self._with(delete.with_clause, scope)
+        item = self._target(delete.relation, "delete")
+        scope.namespace.add(_namespace_of(item))
+        for node in delete.using_clause:
+            scope.namespace.add(self._from(node, scope))
+        if delete.HasField("where_clause"):
+            self._qual(delete.where_clause, scope)
+        self._returning(delete, scope)
+        self._result.sites.append(WriteSite(delete, "delete", item, (), delete.HasField("returning_clause")))
+
+    def _assignments(self, targets: Iterable[Node], item: Item, scope: Scope) -> list[str]:
+        names = []
+        for node in targets:
+            target = node.res_target
+            _closed(target)
+            names.append(target.name)
+            assert item.relation is not None  # noqa: S101
+            self._assign(item.relation, target.name, target.val, scope)
+        return names
+
+    def _assign(self, relation: Relation, name: str, value: Node, scope: Scope) -> None:
+        """One value stored in one column."""
+        column = relation.column(name)
+        if column is None:
+            raise unavailable_column(name)
+        label = self._label_of(relation, name)
+        if kind_of(value) == "set_to_default":
+            return
+        if label is None:
+            self._unlabelled(value, self._expression(value, scope))
+        elif not self._encode_operand(value, label):
+            info = self._expression(value, scope)
+            if info.label is None or info.label.token_domain != label.token_domain:
+                raise Refusal(
+                    "CO-03",
+                    f'Column "{relation.name}.{name}" is stored tokenized: it takes a constant, a parameter or NULL.',
+                    hint="Compute the value before you send it, then pass it as a quoted constant or a parameter.",
+                )
+
+    def _assign_field(self, relation: Relation, name: str, source: Field) -> None:
+        if relation.column(name) is None:
+            raise unavailable_column(name)
+        label = self._label_of(relation, name)
+        if label is None and source.label is None:
+            return
+        if label is None or source.label is None or source.label.token_domain != label.token_domain:
+            raise Refusal("CO-03", f'Column "{relation.name}.{name}" cannot take this value: a token may only be copied '
+                          "between columns of one token domain.",
+                          hint="INSERT ... SELECT may copy a tokenized column to a tokenized column of the same domain.")
+
+    def _written(self, item: Item, access: Access, names: Sequence[str]) -> None:
+        for name in names:
+            self._column_of(item, name)
+        columns, _predicates = self._use(item, access)
+        columns.update(names)
+
+    def _returning(self, statement: Any, scope: Scope) -> None:
+        if statement.HasField("returning_clause"):
+            _closed(statement.returning_clause)
+            self._expand_stars(statement.returning_clause.exprs, scope)
+            self._result.outputs = [self._output(node.res_target, scope) for node in statement.returning_clause.exprs]
+
+    def _target(self, var: Any, access: Access) -> Item:
+        """The target of a write."""
+        _closed(var)
+        relation = self._relation(var.schemaname, var.relname, var.catalogname, access)
+        if relation.kind not in "rp":
+            raise Refusal("ST-02", f'"{relation.name}" cannot be written through the proxy: it is not a table.')
+        if relation.has_triggers or relation.has_rules:
+            raise Refusal("ST-02", f'"{relation.name}" has triggers or rules that are not listed: it cannot be written.')
+        name = var.alias.aliasname if var.HasField("alias") else relation.name
+        if var.HasField("alias"):
+            _closed(var.alias)
+            if var.alias.colnames:
+                raise Refusal("ST-02", "A column alias list on the target of a write is not supported.",
+                              sqlstate="0A000")
+        item = self._item(name, "target", relation)
+        item.only = not var.inh
+        self._use(item, access)
+        qualified = tree.relation(relation.schema, relation.name, only=not var.inh, alias=name)
+        var.CopyFrom(qualified)
+        return item
+
+    # FROM
+
+    def _from(self, node: Node, scope: Scope) -> Namespace:
+        kind = kind_of(node)
+        if kind == "range_var":
+            return self._range_var(node, scope)
+        if kind == "join_expr":
+            return self._join(node.join_expr, scope)
+        if kind == "range_subselect":
+            return self._range_subselect(node.range_subselect, scope)
+        if kind == "range_function":
+            return self._range_function(node.range_function, scope)
+        return _refuse_kind(kind)
+
+    def _range_var(self, node: Node, scope: Scope) -> Namespace:
+        var = node.range_var
+        _closed(var)
+        alias = var.alias.aliasname if var.HasField("alias") else ""
+        names = [name.string.sval for name in var.alias.colnames] if var.HasField("alias") else []
+        _own_identifier(alias, *names)
+        if not var.schemaname and not var.catalogname:
+            cte = scope.cte(var.relname)
+            if cte is not None:
+                fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in cte.fields], names)
+                return _namespace_of(Item(alias or var.relname, "derived", fields, inner=cte.inner, cte=cte.node))
+        if var.schemaname == "pg_catalog" or (not var.schemaname and var.relname in CATALOGUE_READABLE):
+            return self._catalogue_relation(node, alias, names)
+        relation = self._relation(var.schemaname, var.relname, var.catalogname, "read")
+        item = self._item(alias or relation.name, "relation", relation)
+        item.node = node
+        item.only = not var.inh
+        if names:
+            item.fields = _renamed(item.fields, names)
+        self._use(item, "read")
+        self._result.items.append(item)
+        self._result.sites.append(RelationSite(item))
+        return _namespace_of(item)
+
+    def _catalogue_relation(self, node: Node, alias: str, names: Sequence[str]) -> Namespace:
+        """A readable relation of pg_catalog, limited to built-in objects."""
+        var = node.range_var
+        columns = CATALOGUE_READABLE.get(var.relname)
+        relation = self._catalog.relations.get(("pg_catalog", var.relname))
+        if not columns or relation is None or names or var.catalogname:
+            self._uses.setdefault(("pg_catalog", var.relname, "read"), (set(), set()))
+            raise unavailable_relation(f"pg_catalog.{var.relname}")
+        fields = [Field(c.name, c.type_oid) for c in relation.columns if c.name in columns]
+        key = "rngtypid" if var.relname == "pg_range" else "oid"
+        builtin = tree.operator("<", tree.column(key), tree.integer_constant(FIRST_USER_OID))
+        select = tree.subselect(
+            [tree.target(tree.column(f.name)) for f in fields],
+            pb.Node(range_var=tree.relation("pg_catalog", var.relname)), builtin, fence=False,
+        )
+        name = alias or var.relname
+        subselect = pb.RangeSubselect(subquery=pb.Node(select_stmt=select), alias=pb.Alias(aliasname=name))
+        node.CopyFrom(pb.Node(range_subselect=subselect))
+        return _namespace_of(Item(name, "catalogue", fields))
+
+    def _join(self, join: Any, scope: Scope) -> Namespace:
+        _closed(join)
+        left = self._from(join.larg, scope)
+        right_scope = Scope(scope.parent, Namespace(scope.namespace.entries + left.entries,
+                                                    scope.namespace.items + left.items), scope.ctes)
+        right = self._from(join.rarg, right_scope)
+        if join.is_natural:
+            join.is_natural = False
+            names = [e.name for e in left.entries if any(o.name == e.name for o in right.entries)]
+            if names:
+                join.using_clause.extend(tree.string(name) for name in names)
+            else:
+                join.quals.CopyFrom(tree.boolean_constant(True))
+        result = Namespace(items=left.items + right.items)
+        merged: list[str] = []
+        for node in join.using_clause:
+            name = node.string.sval
+            merged.append(name)
+            result.entries.append(self._merged(name, left, right, join))
+        result.entries += [e for e in left.entries if e.name not in merged]
+        result.entries += [e for e in right.entries if e.name not in merged]
+        if join.HasField("quals"):
+            self._qual(join.quals, Scope(scope.parent, result, scope.ctes), grouped=join.jointype == pb.JOIN_FULL)
+        return result
+
+    def _merged(self, name: str, left: Namespace, right: Namespace, join: Any) -> Entry:
+        """A column merged by USING: an implicit equality."""
+        one, other = _unique(left, name), _unique(right, name)
+        label = None
+        if one.field.label or other.field.label:
+            label = self._same_domain(one.field.label, other.field.label)
+            self._equality_on(one.field.label, other.field.label)
+        for entry in (one, other):
+            for owner in entry.owners:
+                self._touch(owner, name, predicate=True)
+        leakproof = one.field.plain and other.field.plain and self._leakproof_operator(
+            "=", one.field.type, other.field.type
+        )
+        if not leakproof:
+            items = tuple(dict.fromkeys(one.owners + other.owners))
+            for item in items:
+                if item.kind == "derived":
+                    self._result.sites.append(FenceSite(item))
+            guarded = tuple(item for item in items if item.kind != "derived")
+            if guarded:
+                self._result.sites.append(QualSite(None, guarded, grouped=True))
+        chosen = other if join.jointype == pb.JOIN_RIGHT else one
+        return Entry(name, Field(name, chosen.field.type, label, chosen.field.plain), one.owners + other.owners, True)
+
+    def _range_subselect(self, sub: Any, scope: Scope) -> Namespace:
+        _closed(sub)
+        if kind_of(sub.subquery) != "select_stmt":
+            _refuse_kind(kind_of(sub.subquery))
+        parent = scope if sub.lateral else Scope(scope.parent, Namespace(), scope.ctes)
+        fields, inner = self._select(sub.subquery.select_stmt, parent)
+        alias = sub.alias.aliasname if sub.HasField("alias") else ""
+        names = [name.string.sval for name in sub.alias.colnames] if sub.HasField("alias") else []
+        _own_identifier(alias, *names)
+        fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in fields], names)
+        return _namespace_of(Item(alias, "derived", fields, node=sub.subquery.select_stmt, inner=inner))
+
+    def _range_function(self, function: Any, scope: Scope) -> Namespace:
+        _closed(function)
+        if len(function.functions) != 1 or len(function.functions[0].list.items) < 1:
+            raise Refusal("ST-02", "ROWS FROM with several functions is not supported.", sqlstate="0A000")
+        call = function.functions[0].list.items[0]
+        if kind_of(call) != "func_call":
+            _refuse_kind(kind_of(call))
+        info = self._expression(call, scope)
+        self._unlabelled(call, info)
+        alias = function.alias.aliasname if function.HasField("alias") else ""
+        names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
+        _own_identifier(alias, *names)
+        own = call.func_call.funcname[-1].string.sval
+        kind = self._catalog.types.get(info.type or 0)
+        if kind is None or kind.kind in "cp":
+            raise _unsupported("A function in FROM that returns several columns")
+        fields = [Field(alias or own, info.type, None, False)]
+        if function.ordinality:
+            fields.append(Field("ordinality", INT8, None, False))
+        return _namespace_of(Item(alias or own, "function", _renamed(fields, names)))
+
+    def _relation(self, schema: str, name: str, catalog: str, access: Access) -> Relation:
+        _own_identifier(name)
+        schema = schema or "public"
+        self._uses.setdefault((schema, name, access), (set(), set()))
+        if catalog and catalog != self._catalog.database:
+            raise unavailable_relation(f"{catalog}.{schema}.{name}")
+        relation = self._catalog.relations.get((schema, name))
+        if relation is None or schema == "pg_catalog" or schema == "information_schema" or relation.kind == "f":
+            raise unavailable_relation(f"{schema}.{name}")
+        if relation.parents:
+            raise unavailable_relation(f"{schema}.{name}")
+        return relation
+
+    def _item(self, name: str, kind: Literal["relation", "target"], relation: Relation) -> Item:
+        fields = [
+            Field(column.name, self._base(column.type_oid), self._label_of(relation, column.name))
+            for column in relation.columns
+        ]
+        return Item(name, kind, fields, relation)
+
+    def _label_of(self, relation: Relation, name: str) -> Label | None:
+        key = f"{relation.schema}.{relation.name}.{name}"
+        known = self._sensitive.get(key)
+        if known is None or known.transformation is None:
+            return None
+        return Label(frozenset({key}), known.transformation, known.token_domain or known.transformation)
+
+    def _use(self, item: Item, access: Access) -> tuple[set[str], set[str]]:
+        assert item.relation is not None  # noqa: S101
+        return self._uses.setdefault((item.relation.schema, item.relation.name, access), (set(), set()))
+
+    # Names
+
+    def _touch(self, item: Item, name: str, *, predicate: bool) -> None:
+        """Column `name` of `item` is read."""
+        self._references[item] = None
+        if not self._in_qual:
+            self._loose[item] = None
+        if item.relation is None or item.kind == "excluded":
+            return
+        position = next(index for index, candidate in enumerate(item.fields) if candidate.name == name)
+        real = item.relation.columns[position].name
+        item.used[real] = None
+        columns, predicates = self._use(item, "read")
+        columns.add(real)
+        if predicate:
+            predicates.add(real)
+
+    def _column_of(self, item: Item, name: str) -> Field:
+        found = item.field(name)
+        if found is None:
+            raise unavailable_column(name)
+        return found
+
+    def _column_ref(self, node: Node, scope: Scope) -> _Info:
+        reference = node.column_ref
+        _closed(reference)
+        parts = [part.string.sval if kind_of(part) == "string" else "*" for part in reference.fields]
+        if "*" in parts:
+            raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
+        _own_identifier(*parts)
+        if len(parts) == 1:
+            return self._unqualified(parts[0], scope)
+        name = parts[-1]
+        item = self._find_item(parts[:-1], scope)
+        found = self._column_of(item, name)
+        if len(parts) > 2:
+            del reference.fields[:]
+            reference.fields.extend([tree.string(item.name), tree.string(name)])
+        self._touch(item, name, predicate=self._in_predicate)
+        return _Info(found.type, found.label, found.plain)
+
+    def _unqualified(self, name: str, scope: Scope) -> _Info:
+        level: Scope | None = scope
+        while level is not None:
+            matches = [entry for entry in level.namespace.entries if entry.name == name]
+            if len(matches) > 1:
+                raise Refusal("ST-03", f'Column reference "{name}" is ambiguous.', sqlstate="42702",
+                              hint="Qualify it with the name or alias of its relation.")
+            if matches:
+                entry = matches[0]
+                for owner in entry.owners:
+                    self._touch(owner, name, predicate=self._in_predicate)
+                return _Info(entry.field.type, entry.field.label, entry.field.plain)
+            if any(item.name == name for item in level.namespace.items):
+                raise Refusal("ST-02", f'A reference to the whole row of "{name}" is not supported.', sqlstate="0A000",
+                              hint="Name the columns that you need.")
+            level = level.parent
+        raise unavailable_column(name)
+
+    def _find_item(self, parts: Sequence[str], scope: Scope) -> Item:
+        name = parts[-1]
+        level: Scope | None = scope
+        while level is not None:
+            found = [item for item in level.namespace.items if item.name == name]
+            if len(parts) > 1:
+                found = [i for i in found if i.relation is not None and i.relation.schema == parts[-2]]
+            if len(found) > 1:
+                raise Refusal("ST-03", f'Table name "{name}" is specified more than once.', sqlstate="42712")
+            if found:
+                return found[0]
+            level = level.parent
+        raise unavailable_relation(".".join(parts))
+
+    def _expand_stars(self, targets: Any, scope: Scope, *, select: Any = None) -> None:
+        """Replace ``*`` and ``t.*`` by the columns of the snapshot, in place."""
+        expanded: list[Node] = []
+        changed = False
+        for node in targets:
+            value = node.res_target.val
+            parts = list(value.column_ref.fields) if kind_of(value) == "column_ref" else []
+            if not parts or kind_of(parts[-1]) != "a_star":
+                expanded.append(node)
+                continue
+            changed = True
+            if len(parts) == 1:
+                if select is not None and not select.from_clause:
+                    raise Refusal("ST-01", "SELECT * with no tables specified is not valid.", sqlstate="42601")
+                for entry in scope.namespace.entries:
+                    owner = entry.owners[0]
+                    reference = (entry.name,) if entry.merged or not owner.name else (owner.name, entry.name)
+                    expanded.append(tree.target(tree.column(*reference)))
+            else:
+                item = self._find_item([part.string.sval for part in parts[:-1]], scope)
+                expanded += [tree.target(tree.column(item.name, f.name)) for f in item.fields]
+        if changed:
+            copies = [pb.Node.FromString(node.SerializeToString()) for node in expanded]
+            del targets[:]
+            targets.extend(copies)
+
+    # Clauses
+
+    def _output(self, target: Any, scope: Scope) -> Field:
+        _closed(target)
+        _own_identifier(target.name)
+        references, self._references = self._references, {}
+        info = self._expression(target.val, scope)
+        self._references = {**references, **self._references}
+        name = target.name or _figure_name(target.val)
+        return Field(name, info.type, info.label, info.leakproof, target.val)
+
+    def _qual(self, node: Node, scope: Scope, *, grouped: bool = False) -> None:
+        """A condition of WHERE, ON or HAVING: each conjunct is classified on its own."""
+        if kind_of(node) == "bool_expr" and node.bool_expr.boolop == pb.AND_EXPR:
+            _closed(node.bool_expr)
+            for part in node.bool_expr.args:
+                self._qual(part, scope, grouped=grouped)
+            return
+        outer, self._references = self._references, {}
+        was_aggregate, self._aggregate_seen = self._aggregate_seen, False
+        was, self._in_predicate = self._in_predicate, True
+        was_qual, self._in_qual = self._in_qual, True
+        info = self._expression_bool(node, scope)
+        self._in_predicate, self._in_qual = was, was_qual
+        if not info.leakproof:
+            items = tuple(self._references)
+            for item in items:
+                if item.kind == "derived":
+                    self._result.sites.append(FenceSite(item))
+            guarded = tuple(item for item in items if item.kind in ("relation", "target"))
+            if guarded and not (grouped and self._aggregate_seen):
+                self._result.sites.append(QualSite(node, guarded, grouped))
+        self._aggregate_seen = was_aggregate
+        self._references = {**outer, **self._references}
+
+    def _note_outer(self, scope: Scope) -> None:
+        """References to this level's own items end here; those to outer levels go on."""
+        own = set(map(id, scope.namespace.items))
+        self._references = {item: None for item in self._references if id(item) not in own}
+        self._loose = {item: None for item in self._loose if id(item) not in own}
+
+    def _group_item(self, node: Node, scope: Scope, fields: Sequence[Field]) -> None:
+        kind = kind_of(node)
+        if kind == "grouping_set":
+            _closed(node.grouping_set)
+            for part in node.grouping_set.content:
+                self._group_item(part, scope, fields)
+            return
+        if kind == "row_expr":
+            _closed(node.row_expr)
+            for part in node.row_expr.args:
+                self._group_item(part, scope, fields)
+            return
+        if kind == "column_ref" and len(node.column_ref.fields) == 1:
+            name = node.column_ref.fields[0].string.sval
+            visible = any(entry.name == name for entry in scope.namespace.entries)
+            if not visible and any(f.name == name for f in fields):
+                self._sort_key(node, scope, fields, ordering=False)
+                return
+            self._group_value(node, scope)
+            return
+        if kind == "a_const":
+            self._sort_key(node, scope, fields, ordering=False)
+            return
+        self._group_value(node, scope)
+
+    def _group_value(self, node: Node, scope: Scope) -> None:
+        was, self._in_predicate = self._in_predicate, True
+        info = self._expression(node, scope)
+        self._in_predicate = was
+        if info.label is not None:
+            self._equality_on(info.label)
+
+    def _sort(self, clause: Iterable[Node], scope: Scope, fields: Sequence[Field], *, outputs_only: bool = False) -> None:
+        for node in clause:
+            _closed(node.sort_by)
+            self._sort_key(node.sort_by.node, scope, fields, ordering=True, outputs_only=outputs_only)
+
+    def _sort_key(
+        self, node: Node, scope: Scope, fields: Sequence[Field], *, ordering: bool, outputs_only: bool = False
+    ) -> None:
+        """An item of ORDER BY, DISTINCT ON or GROUP BY: an output name, an output position or an expression."""
+        label: Label | None = None
+        kind = kind_of(node)
+        if kind == "column_ref" and len(node.column_ref.fields) == 1:
+            name = node.column_ref.fields[0].string.sval
+            named = [f for f in fields if f.name == name]
+            if named:
+                for candidate in named:
+                    label = label or candidate.label
+                    if candidate.node is not None and kind_of(candidate.node) == "column_ref":
+                        was, self._in_predicate = self._in_predicate, True
+                        self._expression(candidate.node, scope)
+                        self._in_predicate = was
+                self._ordered(label, ordering)
+                return
+        if kind == "a_const":
+            if node.a_const.WhichOneof("val") != "ival":
+                raise Refusal("ST-01", "A constant in ORDER BY or GROUP BY must be a position.", sqlstate="42601")
+            position = node.a_const.ival.ival
+            if not 1 <= position <= len(fields):
+                raise Refusal("ST-01", f"Position {position} is not in the select list.", sqlstate="42P10")
+            self._ordered(fields[position - 1].label, ordering)
+            return
+        if outputs_only:
+            raise Refusal("ST-02", "ORDER BY of a set operation takes output names or positions.", sqlstate="0A000")
+        was, self._in_predicate = self._in_predicate, True
+        info = self._expression(node, scope)
+        self._in_predicate = was
+        self._ordered(info.label, ordering)
+
+    def _ordered(self, label: Label | None, ordering: bool) -> None:
+        if label is None:
+            return
+        if ordering:
+            raise _token_refusal(label, "be sorted by: the database holds tokens, whose order means nothing")
+        self._equality_on(label)
+
+    def _limits(self, select: Any, scope: Scope) -> None:
+        for name in ("limit_offset", "limit_count"):
+            if select.HasField(name):
+                node = getattr(select, name)
+                self._unlabelled(node, self._expression(node, scope))
+
+    def _window(self, window: Any, scope: Scope) -> None:
+        _closed(window)
+        for node in window.partition_clause:
+            self._group_value(node, scope)
+        self._sort(window.order_clause, scope, ())
+        for name in ("start_offset", "end_offset"):
+            if window.HasField(name):
+                self._unlabelled(getattr(window, name), self._expression(getattr(window, name), scope))
+
+    def _locking(self, clause: Any, scope: Scope) -> None:
+        _closed(clause)
+        self._result.locks = True
+        named = {node.range_var.relname for node in clause.locked_rels}
+        for item in scope.namespace.items:
+            if named and item.name not in named:
+                continue
+            for relation_item in [item] if item.kind == "relation" else item.inner:
+                self._use(relation_item, "lock")
+
+    # Expressions
+
+    def _expression_bool(self, node: Node, scope: Scope) -> _Info:
+        info = self._expression(node, scope)
+        self._unlabelled(node, info)
+        return info
+
+    def _expression(self, node: Node, scope: Scope) -> _Info:
+        kind = kind_of(node)
+        if kind == "column_ref":
+            return self._column_ref(node, scope)
+        if kind == "a_const":
+            _closed(node.a_const)
+            return _Info(_constant_type(node.a_const), None, True, True)
+        if kind == "param_ref":
+            return self._parameter(node.param_ref)
+        method = getattr(self, f"_{kind}", None) if kind in _EXPRESSIONS else None
+        if method is None:
+            _refuse_kind(kind)
+        message = getattr(node, kind)
+        _closed(message)
+        info: _Info = method(node, message, scope)
+        return info
+
+    def _all(self, nodes: Iterable[Node], scope: Scope) -> list[_Info]:
+        infos = []
+        for node in nodes:
+            info = self._expression(node, scope)
+            self._unlabelled(node, info)
+            infos.append(info)
+        return infos
+
+    def _parameter(self, reference: Any) -> _Info:
+        number = reference.number
+        if number < 1 or number > 65535:
+            raise Refusal("ST-01", f"There is no parameter ${number}.", sqlstate="42P02")
+        self._result.parameters.setdefault(number, []).append("")
+        known = self._parameter_types[number - 1] if number <= len(self._parameter_types) else 0
+        if known in REG_TYPES:
+            raise Refusal("ST-04", "A parameter of an object identifier type is not supported.")
+        return _Info(known or UNKNOWN, None, True, True)
+
+    def _bool_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        infos = self._all(message.args, scope)
+        return _Info(BOOL, None, all(i.leakproof for i in infos), all(i.constant for i in infos))
+
+    def _null_test(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        info = self._expression(message.arg, scope)
+        return _Info(BOOL, None, info.leakproof, info.constant)
+
+    def _boolean_test(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        info = self._expression_bool(message.arg, scope)
+        return _Info(BOOL, None, info.leakproof, info.constant)
+
+    def _a_expr(self, node: Node, message: Any, scope: Scope) -> _Info:
+        kind = message.kind
+        name = _operator_name(message.name)
+        if kind in (pb.AEXPR_OP, pb.AEXPR_DISTINCT, pb.AEXPR_NOT_DISTINCT):
+            return self._binary(message, name, scope)
+        if kind == pb.AEXPR_IN:
+            return self._in_list(message, name, scope)
+        if kind in (pb.AEXPR_OP_ANY, pb.AEXPR_OP_ALL):
+            left, right = self._all((message.lexpr, message.rexpr), scope)
+            element = self._element(right.type)
+            return self._applied(name, left, _Info(element, None, right.leakproof, right.constant), BOOL)
+        if kind in (pb.AEXPR_LIKE, pb.AEXPR_ILIKE, pb.AEXPR_SIMILAR):
+            left, right = self._all((message.lexpr, message.rexpr), scope)
+            return self._applied(name, left, right, BOOL)
+        if kind in (pb.AEXPR_BETWEEN, pb.AEXPR_NOT_BETWEEN, pb.AEXPR_BETWEEN_SYM, pb.AEXPR_NOT_BETWEEN_SYM):
+            left, low, high = self._all((message.lexpr, *message.rexpr.list.items), scope)
+            parts = [self._applied(op, left, bound, BOOL) for op, bound in ((">=", low), ("<=", high))]
+            return _Info(BOOL, None, all(p.leakproof for p in parts), all(p.constant for p in parts))
+        if kind == pb.AEXPR_NULLIF:
+            left, right = self._all((message.lexpr, message.rexpr), scope)
+            applied = self._applied("=", left, right, BOOL)
+            return _Info(left.type, None, applied.leakproof, applied.constant)
+        raise _unsupported("This operator form")
+
+    def _binary(self, message: Any, name: str, scope: Scope) -> _Info:
+        if not message.HasField("lexpr"):
+            right = self._expression(message.rexpr, scope)
+            self._unlabelled(message.rexpr, right)
+            return self._applied(name, None, right)
+        if kind_of(message.lexpr) == "row_expr" and kind_of(message.rexpr) == "row_expr":
+            return self._row_comparison(message, name, scope)
+        left = self._expression(message.lexpr, scope)
+        right = self._expression(message.rexpr, scope)
+        if left.label or right.label:
+            if message.kind == pb.AEXPR_OP and name not in ("=", "<>"):
+                raise _token_refusal(left.label or right.label, f'be used with the operator "{name}"')
+            self._token_equality(message.lexpr, left, message.rexpr, right)
+            return _Info(BOOL, None, left.leakproof and right.leakproof)
+        result = BOOL if message.kind != pb.AEXPR_OP else None
+        return self._applied(name, left, right, result)
+
+    def _row_comparison(self, message: Any, name: str, scope: Scope) -> _Info:
+        lefts = self._all(message.lexpr.row_expr.args, scope)
+        rights = self._all(message.rexpr.row_expr.args, scope)
+        if len(lefts) != len(rights):
+            raise Refusal("ST-01", "Unequal number of entries in row expressions.", sqlstate="42601")
+        parts = [self._applied(name, a, b, BOOL) for a, b in zip(lefts, rights, strict=True)]
+        return _Info(BOOL, None, all(p.leakproof for p in parts))
+
+    def _in_list(self, message: Any, name: str, scope: Scope) -> _Info:
+        left = self._expression(message.lexpr, scope)
+        leakproof = left.leakproof
+        constant = left.constant
+        for item in message.rexpr.list.items:
+            info = self._expression(item, scope)
+            if left.label or info.label:
+                self._token_equality(message.lexpr, left, item, info)
+                leakproof = leakproof and info.leakproof
+            else:
+                applied = self._applied(name, left, info, BOOL)
+                leakproof = leakproof and applied.leakproof
+                constant = constant and info.constant
+        return _Info(BOOL, None, leakproof, constant)
+
+    def _token_equality(self, left_node: Node, left: _Info, right_node: Node, right: _Info) -> None:
+        """An equality in which at least one side is a token."""
+        if left.label and right.label:
+            self._same_domain(left.label, right.label)
+        else:
+            label = left.label or right.label
+            assert label is not None  # noqa: S101
+            other = right_node if left.label else left_node
+            if not self._encode_operand(other, label, seen=True):
+                raise _token_refusal(label, "be compared with an expression, only with a constant, a parameter or "
+                                     "a column of the same token domain")
+        self._equality_on(left.label, right.label)
+
+    def _equality_on(self, *labels: Label | None) -> None:
+        for label in labels:
+            if label is not None:
+                self._result.equalities |= label.columns
+
+    def _same_domain(self, left: Label | None, right: Label | None) -> Label:
+        if (
+            left is None
+            or right is None
+            or left.token_domain != right.token_domain
+            or left.transformation != right.transformation
+        ):
+            label = left or right
+            assert label is not None  # noqa: S101
+            raise _token_refusal(label, "be combined with a value of another token domain")
+        return Label(left.columns | right.columns, left.transformation, left.token_domain)
+
+    def _encode_operand(self, node: Node, label: Label, *, seen: bool = False) -> bool:
+        """Mark a constant or parameter as to be encoded under `label`; False if `node` is neither."""
+        kind = kind_of(node)
+        if kind == "type_cast":
+            _closed(node.type_cast)
+            found = self._type(node.type_cast.type_name)
+            return found in TEXT_LIKE and self._encode_operand(node.type_cast.arg, label, seen=seen)
+        if kind == "a_const":
+            if node.a_const.isnull:
+                return True
+            if node.a_const.WhichOneof("val") != "sval":
+                return False
+            self._result.sites.append(LiteralSite(node, node.a_const.sval.sval, label.transformation))
+            return True
+        if kind == "param_ref":
+            info = self._parameter(node.param_ref)
+            if info.type not in TEXT_LIKE:
+                return False
+            uses = self._result.parameters[node.param_ref.number]
+            uses.remove("")
+            if seen:
+                uses.remove("")
+            uses.append(label.transformation)
+            return True
+        return False
+
+    def _applied(self, name: str, left: _Info | None, right: _Info, result: int | None = None) -> _Info:
+        """An operator applied to operands without tokens."""
+        left_type = 0 if left is None else left.type
+        candidates = self._resolver.operator(name, left_type, right.type)
+        if not candidates:
+            raise Refusal("ST-04", f'No listed operator "{name}" takes these operands.', sqlstate="42883",
+                          hint="Add explicit casts, or use another operator.")
+        for candidate in candidates:
+            if not self._purity.pure(candidate.function):
+                raise Refusal("ST-04", f'Operator "{name}" is not on the list of operators that agents may use.')
+        leakproof = right.leakproof and (left is None or left.leakproof)
+        constant = right.constant and (left is None or left.constant)
+        if not constant and leakproof:
+            leakproof = all(
+                self._purity.leakproof(c.function) and self._uncast(left, c.left) and self._uncast(right, c.right)
+                for c in candidates
+            )
+        types = {candidate.result for candidate in candidates}
+        return _Info(result or (types.pop() if len(types) == 1 else None), None, leakproof, constant)
+
+    def _uncast(self, operand: _Info | None, wanted: int) -> bool:
+        """True if `operand` reaches the operator without a conversion that could raise."""
+        if operand is None or operand.constant or operand.type == wanted:
+            return True
+        if operand.type is None:
+            return False
+        return bool(self._resolver.binary_coercible(operand.type, wanted))
+
+    def _leakproof_operator(self, name: str, left: int | None, right: int | None) -> bool:
+        return self._applied(name, _Info(left), _Info(right)).leakproof
+
+    def _case_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        infos: list[_Info] = []
+        subject = None
+        if message.HasField("arg"):
+            subject = self._all([message.arg], scope)[0]
+            infos.append(subject)
+        results = []
+        for when in message.args:
+            _closed(when.case_when)
+            condition, value = self._all((when.case_when.expr, when.case_when.result), scope)
+            if subject is not None:
+                condition = self._applied("=", subject, condition, BOOL)
+            infos += [condition, value]
+            results.append(value)
+        if message.HasField("defresult"):
+            value = self._all([message.defresult], scope)[0]
+            infos.append(value)
+            results.append(value)
+        return _Info(_common(results), None, False, all(i.constant for i in infos))
+
+    def _coalesce_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        infos = self._all(message.args, scope)
+        return _Info(_common(infos), None, all(i.leakproof for i in infos), all(i.constant for i in infos))
+
+    def _min_max_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        infos = self._all(message.args, scope)
+        return _Info(_common(infos), None, False, all(i.constant for i in infos))
+
+    def _func_call(self, node: Node, message: Any, scope: Scope) -> _Info:
+        names = [part.string.sval for part in message.funcname]
+        if len(names) > 2 or (len(names) == 2 and message.funcformat == pb.COERCE_SQL_SYNTAX and names[0] != "pg_catalog"):
+            raise _function_refusal(names[-1])
+        schema = names[0] if len(names) == 2 else None
+        name = names[-1]
+        if schema in (None, "pg_catalog") and name in self._session_values and not message.args:
+            return self._session_value(node, name)
+        counting = schema in (None, "pg_catalog") and name == "count"
+        infos: list[_Info] = []
+        for argument in message.args:
+            if kind_of(argument) == "named_arg_expr":
+                raise _unsupported("A named argument")
+            info = self._expression(argument, scope)
+            if info.label is not None and counting:
+                self._equality_on(info.label)
+            else:
+                self._unlabelled(argument, info)
+            infos.append(info)
+        self._sort(message.agg_order, scope, ())
+        if message.HasField("agg_filter"):
+            self._expression_bool(message.agg_filter, scope)
+        if message.HasField("over"):
+            self._window(message.over, scope)
+        arguments = () if message.agg_star else tuple(info.type for info in infos)
+        candidates = self._resolver.function(schema, name, arguments)
+        if not candidates:
+            raise _function_refusal(name)
+        for candidate in candidates:
+            if not self._purity.pure(candidate.oid):
+                raise _function_refusal(name)
+            self._functions.add(f"{candidate.schema}.{candidate.name}")
+        aggregate = any(c.kind in "aw" for c in candidates)
+        self._aggregate_seen = self._aggregate_seen or aggregate
+        constant = bool(infos) and all(i.constant for i in infos) and not aggregate
+        leakproof = not aggregate and all(i.leakproof for i in infos)
+        if leakproof and not all(i.constant for i in infos):
+            leakproof = all(
+                self._purity.leakproof(c.oid)
+                and len(c.arguments) == len(infos)
+                and all(self._uncast(i, wanted) for i, wanted in zip(infos, c.arguments, strict=True))
+                for c in candidates
+            )
+        types = {self._resolver.result_type(candidate, arguments) for candidate in candidates}
+        return _Info(types.pop() if len(types) == 1 else None, None, leakproof, constant)
+
+    def _session_value(self, node: Node, name: str) -> _Info:
+        """``current_schema`` and the like are answered from proxy state: the upstream's own are not the agent's."""
+        node.CopyFrom(tree.cast(tree.text_constant(self._session_values[name]), "pg_catalog", "name"))
+        return _Info(19, None, True, True)
+
+    def _sqlvalue_function(self, node: Node, message: Any, _scope: Scope) -> _Info:
+        name = SESSION_NAMES.get(message.op)
+        if name is not None:
+            return self._session_value(node, name)
+        return _Info(
+            {
+                pb.SVFOP_CURRENT_DATE: 1082,
+                pb.SVFOP_CURRENT_TIME: 1266,
+                pb.SVFOP_CURRENT_TIME_N: 1266,
+                pb.SVFOP_LOCALTIME: 1083,
+                pb.SVFOP_LOCALTIME_N: 1083,
+                pb.SVFOP_LOCALTIMESTAMP: 1114,
+                pb.SVFOP_LOCALTIMESTAMP_N: 1114,
+            }.get(message.op, 1184), None, True, True,
+        )
+
+    def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        info = self._expression(message.arg, scope)
+        wanted = self._type(message.type_name)
+        if info.label is not None:
+            raise _token_refusal(info.label, "be cast")
+        if wanted in REG_TYPES:
+            raise Refusal("ST-04", "A cast to an object identifier type is not supported.")
+        if not self._resolver.castable(info.type, wanted):
+            raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
+        leakproof = info.leakproof and (
+            info.constant or info.type == wanted or bool(info.type and self._resolver.binary_coercible(info.type, wanted))
+        )
+        return _Info(self._base(wanted), None, leakproof, info.constant)
+
+    def _type(self, name: Any) -> int:
+        """Resolve a TypeName to its OID and qualify it.  Raises `Refusal`."""
+        _closed(name)
+        names = tuple(part.string.sval for part in name.names)
+        found = self._resolver.type_by_name(names)
+        if found is None or found.kind not in "bder" or found.oid in REG_TYPES:
+            raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
+        for modifier in name.typmods:
+            if kind_of(modifier) != "a_const":
+                raise _unsupported("This type modifier")
+        if found.schema != "pg_catalog" and len(names) == 1:
+            del name.names[:]
+            name.names.extend([tree.string(found.schema), tree.string(found.name)])
+        return found.array if name.array_bounds else found.oid
+
+    def _sub_link(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        if kind_of(message.subselect) != "select_stmt":
+            _refuse_kind(kind_of(message.subselect))
+        kind = message.sub_link_type
+        before, loose = self._references, self._loose
+        was = self._in_predicate, self._in_qual, self._aggregate_seen
+        self._references, self._loose = {}, {}
+        self._in_predicate = self._in_qual = False
+        fields, _inner = self._select(message.subselect.select_stmt, scope)
+        self._in_predicate, self._in_qual, self._aggregate_seen = was
+        correlated = bool(self._loose)
+        self._references = {**before, **self._references}
+        self._loose = {**loose, **self._loose}
+        if kind == pb.EXISTS_SUBLINK:
+            return _Info(BOOL, None, not correlated)
+        if kind == pb.ANY_SUBLINK or kind == pb.ALL_SUBLINK:
+            name = _operator_name(message.oper_name) if message.oper_name else "="
+            if len(fields) != 1:
+                raise _unsupported("A sub-select of several columns here")
+            left = self._expression(message.testexpr, scope)
+            right = fields[0]
+            if left.label or right.label:
+                if name not in ("=", "<>"):
+                    raise _token_refusal(left.label or right.label, f'be used with the operator "{name}"')
+                self._same_domain(left.label, right.label)
+                self._equality_on(left.label, right.label)
+                return _Info(BOOL, None, left.leakproof and right.plain and not correlated)
+            applied = self._applied(name, left, _Info(right.type, None, right.plain), BOOL)
+            return _Info(BOOL, None, applied.leakproof and not correlated)
+        if kind == pb.EXPR_SUBLINK:
+            if len(fields) != 1:
+                raise Refusal("ST-01", "A sub-select here must return one column.", sqlstate="42601")
+            return _Info(fields[0].type, fields[0].label, False)
+        if kind == pb.ARRAY_SUBLINK:
+            if len(fields) != 1 or fields[0].label is not None:
+                raise _unsupported("An array of this sub-select")
+            return _Info(self._array_of(fields[0].type), None, False)
+        raise _unsupported("This kind of sub-select")
+
+    def _a_array_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        infos = self._all(message.elements, scope)
+        return _Info(self._array_of(_common(infos)), None, all(i.leakproof for i in infos),
+                     all(i.constant for i in infos))
+
+    def _row_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        self._all(message.args, scope)
+        return _Info(None, None, False)
+
+    def _a_indirection(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        base = self._all([message.arg], scope)[0]
+        for part in message.indirection:
+            if kind_of(part) != "a_indices":
+                raise _unsupported("Field selection from a composite value")
+            _closed(part.a_indices)
+            for name in ("lidx", "uidx"):
+                if part.a_indices.HasField(name):
+                    self._all([getattr(part.a_indices, name)], scope)
+        return _Info(None if base.type is None else self._element(base.type), None, False)
+
+    def _collate_clause(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        info = self._all([message.arg], scope)[0]
+        names = [part.string.sval for part in message.collname]
+        if names[-1] not in ("C", "POSIX", "default", "ucs_basic", "unicode", "und-x-icu") or len(names) > 2 or (
+            len(names) == 2 and names[0] != "pg_catalog"
+        ):
+            raise Refusal("ST-04", "This collation is not on the list of collations that agents may use.")
+        return _Info(info.type, None, info.leakproof, info.constant)
+
+    def _grouping_func(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        for node in message.args:
+            self._expression(node, scope)
+        self._aggregate_seen = True
+        return _Info(INT4, None, False)
+
+    def _unlabelled(self, node: Node, info: _Info) -> None:
+        if info.label is not None:
+            raise _token_refusal(info.label, "take part in this expression")
+
+    # Types
+
+    def _base(self, oid: int) -> int:
+        kind = self._catalog.types.get(oid)
+        while kind is not None and kind.kind == "d":
+            oid = kind.base
+            kind = self._catalog.types.get(oid)
+        return oid
+
+    def _element(self, oid: int | None) -> int | None:
+        if oid is None or oid == UNKNOWN:
+            return oid
+        kind = self._catalog.types.get(oid)
+        return kind.element or None if kind is not None else None
+
+    def _array_of(self, oid: int | None) -> int | None:
+        if oid is None:
+            return None
+        kind = self._catalog.types.get(TEXT if oid == UNKNOWN else oid)
+        return kind.array or None if kind is not None else None
+
+
+_EXPRESSIONS: Final = frozenset(
+    "bool_expr null_test boolean_test a_expr case_expr coalesce_expr min_max_expr func_call sqlvalue_function type_cast "
+    "sub_link a_array_expr row_expr a_indirection collate_clause grouping_func".split()
+)
+
+
+def unavailable_relation(name: str) -> Refusal:
+    """The one answer for a relation that is missing, unlisted or forbidden."""
+    return Refusal(
+        "ST-03",
+        f'Relation "{name}" is not available to this agent.',
+        hint="Check the name. If it is right, ask the owner of this agent's policy for access to it.",
+    )
+
+
+def unavailable_column(name: str) -> Refusal:
+    """The one answer for a column that is missing or hidden."""
+    return Refusal(
+        "ST-03",
+        f'Column "{name}" is not available to this agent.',
+        hint="Check the name. If it is right, ask the owner of this agent's policy for access to it.",
+    )
+
+
+def _token_refusal(label: Label | None, what: str) -> Refusal:
+    names = ", ".join(sorted(label.columns)) if label is not None else "?"
+    return Refusal(
+        "CO-03",
+        f"Column {names} is stored tokenized and cannot {what}.",
+        hint="It can be selected as it is, compared with = or <> or IN to constants and parameters, joined, grouped by "
+        "and counted.",
+    )
+
+
+def _function_refusal(name: str) -> Refusal:
+    return Refusal(
+        "ST-04",
+        f'Function "{name}" is not on the list of functions that agents may call.',
+        hint="Use another function, or ask the operator of this proxy to review and list it.",
+    )
+
+
+def _unsupported(what: str) -> Refusal:
+    return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _refuse_kind(kind: str) -> NoReturn:
+    words = kind.removesuffix("_stmt").replace("_", " ") or "this form"
+    raise Refusal("ST-02", f"Statements that contain {words} are not understood, so they are denied.", sqlstate="0A000")
+
+
+def _closed(message: Any) -> None:
+    """Refuse a message that has a field which the walk does not know."""
+    name = message.DESCRIPTOR.name
+    allowed = FIELDS.get(name)
+    if allowed is None:
+        _refuse_kind(name)
+    for descriptor, _value in message.ListFields():
+        if descriptor.name not in allowed:
+            _refuse_kind(f"{name} with {descriptor.name}")
+
+
+def _own_identifier(*names: str) -> None:
+    for name in names:
+        if name.startswith(HIDDEN):
+            raise Refusal("ST-02", f'Identifiers that begin with "{HIDDEN}" are reserved.', sqlstate="42939")
+
+
+def _namespace_of(item: Item) -> Namespace:
+    return Namespace([Entry(f.name, f, (item,)) for f in item.fields], [item])
+
+
+def _renamed(fields: list[Field], names: Sequence[str]) -> list[Field]:
+    if len(names) > len(fields):
+        raise Refusal("ST-01", "A column alias list is longer than its relation.", sqlstate="42P10")
+    for candidate, name in zip(fields, names, strict=False):
+        candidate.name = name
+    return fields
+
+
+def _unique(namespace: Namespace, name: str) -> Entry:
+    found = [entry for entry in namespace.entries if entry.name == name]
+    if len(found) != 1:
+        raise unavailable_column(name)
+    return found[0]
+
+
+def _operator_name(parts: Sequence[Node]) -> str:
+    names = [part.string.sval for part in parts]
+    if len(names) > 1 and names[:-1] != ["pg_catalog"]:
+        raise Refusal("ST-04", "Only the server's own operators may be used.")
+    return str(names[-1])
+
+
+def _constant_type(constant: Any) -> int:
+    kind = "" if constant.isnull else constant.WhichOneof("val")
+    if kind == "ival":
+        return INT4
+    if kind == "boolval":
+        return BOOL
+    if kind == "bsval":
+        return 1560
+    if kind == "fval":
+        text = constant.fval.fval
+        return INT8 if text.isdigit() and int(text) < 2**63 else NUMERIC
+    return UNKNOWN
+
+
+def _common(infos: Sequence[_Info]) -> int | None:
+    types = {info.type for info in infos} - {UNKNOWN}
+    if not types:
+        return TEXT
+    return types.pop() if len(types) == 1 else None
+
+
+def _figure_name(node: Node) -> str:
+    """The name that PostgreSQL gives an unnamed output column (FigureColname)."""
+    kind = kind_of(node)
+    if kind == "column_ref":
+        return str(node.column_ref.fields[-1].string.sval)
+    if kind == "func_call":
+        return str(node.func_call.funcname[-1].string.sval)
+    if kind == "type_cast":
+        inner = _figure_name(node.type_cast.arg)
+        return inner if inner != "?column?" else str(node.type_cast.type_name.names[-1].string.sval)
+    if kind == "collate_clause":
+        return _figure_name(node.collate_clause.arg)
+    if kind == "coalesce_expr":
+        return "coalesce"
+    if kind == "min_max_expr":
+        return "greatest" if node.min_max_expr.op == pb.IS_GREATEST else "least"
+    if kind == "case_expr":
+        inner = _figure_name(node.case_expr.defresult) if node.case_expr.HasField("defresult") else "?column?"
+        return inner if inner != "?column?" else "case"
+    if kind == "a_array_expr":
+        return "array"
+    if kind == "row_expr":
+        return "row"
+    if kind == "grouping_func":
+        return "grouping"
+    if kind == "a_expr" and node.a_expr.kind == pb.AEXPR_NULLIF:
+        return "nullif"
+    if kind == "sub_link":
+        if node.sub_link.sub_link_type == pb.EXISTS_SUBLINK:
+            return "exists"
+        if node.sub_link.sub_link_type == pb.ARRAY_SUBLINK:
+            return "array"
+        if node.sub_link.sub_link_type == pb.EXPR_SUBLINK:
+            select = node.sub_link.subselect.select_stmt
+            if len(select.target_list) == 1:
+                target = select.target_list[0].res_target
+                return str(target.name or _figure_name(target.val))
+    return "?column?"

@@ -1,0 +1,320 @@
+"""SQL text to understood statements: parsing under limits, session commands, governed statements.
+
+A governed statement (SELECT, INSERT, UPDATE, DELETE) goes on to `grille.protocols.postgres.analysis`.  A session
+command is answered by the proxy.  Everything else is refused by kind (ST-05).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from postgast import PgQueryError, parse
+from postgast import pg_query_pb2 as pb
+
+from grille.controls import Refusal
+from grille.protocols.postgres.analysis import Analysis, Analyzer, Sensitive
+from grille.protocols.postgres.lexer import Lexed
+from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres.resolve import Resolver
+from grille.protocols.postgres.tree import Node, kind_of, same_tree, walk
+
+MAX_NESTING: Final = 100
+"""Parentheses and brackets open at once; beyond it the text is not given to the parser."""
+
+GOVERNED: Final = frozenset({"select_stmt", "insert_stmt", "update_stmt", "delete_stmt"})
+
+COMPARISONS: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">="})
+
+_REFUSED: Final = {
+    "copy_stmt": "COPY",
+    "listen_stmt": "LISTEN",
+    "notify_stmt": "NOTIFY",
+    "declare_cursor_stmt": "DECLARE CURSOR",
+    "fetch_stmt": "FETCH and MOVE",
+    "prepare_stmt": "PREPARE",
+    "execute_stmt": "EXECUTE",
+    "merge_stmt": "MERGE",
+    "explain_stmt": "EXPLAIN",
+    "lock_stmt": "LOCK",
+    "call_stmt": "CALL",
+    "do_stmt": "DO",
+    "truncate_stmt": "TRUNCATE",
+}
+_HINTS: Final = {
+    "copy_stmt": "Use SELECT to read and INSERT with several rows to write.",
+    "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
+    "prepare_stmt": "Use your driver's prepared statements; the protocol's own are supported.",
+    "execute_stmt": "Use your driver's prepared statements; the protocol's own are supported.",
+    "declare_cursor_stmt": "Fetch in portions with the protocol's row limit, or page by key with LIMIT.",
+    "fetch_stmt": "Fetch in portions with the protocol's row limit, or page by key with LIMIT.",
+    "merge_stmt": "Use INSERT, UPDATE or DELETE.",
+}
+
+
+class SessionCommand(msgspec.Struct, frozen=True):
+    """A statement about the session or its transaction, answered by the proxy."""
+
+    kind: str
+    """``begin``, ``commit``, ``rollback``, ``savepoint``, ``release``, ``rollback_to``, ``set``, ``set_transaction``,
+    ``reset``, ``reset_all``, ``show``, ``discard``, ``deallocate``, ``close_all``, ``unlisten``, ``unlock_all``,
+    ``empty``."""
+    name: str = ""
+    """Setting, savepoint or statement name; lower case for settings."""
+    value: str = ""
+    local: bool = False
+    """SET LOCAL"""
+    text: str = ""
+    """For transaction control: the canonical SQL to send upstream, built from a closed set of options."""
+
+
+class ParsedStatement(msgspec.Struct, frozen=True):
+    """One statement of a text: a session command, or a tree to analyze."""
+
+    command: SessionCommand | None
+    node: Any
+    """The statement's Node if `command` is None; used up by one analysis."""
+
+    @property
+    def action(self) -> str:
+        """``select``, ``insert``, ``update``, ``delete`` or the session command's kind."""
+        return self.command.kind if self.command is not None else kind_of(self.node).removesuffix("_stmt")
+
+
+def check_size(text: str, limit: int) -> None:
+    """Refuse a text that is too long, too deep or not one C string (ST-06, ST-01)."""
+    if "\0" in text:
+        raise Refusal("ST-01", "The statement contains a NUL character.", sqlstate="22021")
+    if len(text) > limit:
+        raise Refusal("ST-06", f"The statement is longer than the limit of {limit} characters.", sqlstate="54000",
+                      hint="Pass long values as parameters, or split the statement.")
+    if text.count("(") + text.count("[") > MAX_NESTING:
+        depth = 0
+        for character in text:
+            if character in "([":
+                depth += 1
+                if depth > MAX_NESTING:
+                    raise too_deep()
+            elif character in ")]":
+                depth = max(depth - 1, 0)
+
+
+def too_deep() -> Refusal:
+    """The refusal for a statement that nests too deeply."""
+    return Refusal("ST-06", "The statement nests too deeply.", sqlstate="54001",
+                   hint="Split it, or join a temporary result with WITH.")
+
+
+def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
+    """The statements of `text`; an empty text is one ``empty`` command.  Raises `Refusal`."""
+    check_size(text, limit)
+    try:
+        result = parse(text)
+    except PgQueryError as error:
+        position = getattr(error, "cursorpos", None) or None
+        raise Refusal("ST-01", "PostgreSQL's grammar does not accept this statement.", sqlstate="42601",
+                      position=position, hint="Check the syntax near the reported position.") from None
+    except RecursionError:
+        raise too_deep() from None
+    except Exception as error:
+        if type(error).__name__ == "DecodeError":
+            raise too_deep() from None
+        raise
+    if not result.stmts:
+        return [ParsedStatement(SessionCommand("empty"), None)]
+    return [_classify(raw.stmt) for raw in result.stmts]
+
+
+def analyze(
+    statement: ParsedStatement,
+    resolver: Resolver,
+    purity: Purity,
+    sensitive: Mapping[str, Sensitive],
+    parameter_types: Sequence[int],
+) -> Analysis:
+    """Understand one governed statement.  Raises `Refusal` with ``operation`` set."""
+    analyzer = Analyzer(resolver, purity, sensitive, parameter_types, database=resolver.catalog.database)
+    try:
+        return analyzer.analyze(statement.node)
+    except RecursionError:
+        raise too_deep() from None
+
+
+def _classify(node: Node) -> ParsedStatement:
+    kind = kind_of(node)
+    if kind in GOVERNED:
+        if _is_unlock_all(node):
+            return ParsedStatement(SessionCommand("unlock_all"), None)
+        return ParsedStatement(None, node)
+    message = getattr(node, kind)
+    command: SessionCommand | None = None
+    if kind == "transaction_stmt":
+        command = _transaction(message)
+    elif kind == "variable_set_stmt":
+        command = _set(message)
+    elif kind == "variable_show_stmt":
+        command = SessionCommand("show", message.name.lower())
+    elif kind == "discard_stmt":
+        names = {pb.DISCARD_ALL: "all", pb.DISCARD_PLANS: "plans", pb.DISCARD_SEQUENCES: "sequences",
+                 pb.DISCARD_TEMP: "temp"}
+        command = SessionCommand("discard", names[message.target])
+    elif kind == "deallocate_stmt":
+        command = SessionCommand("deallocate", "" if message.isall else message.name)
+    elif kind == "close_portal_stmt" and not message.portalname:
+        command = SessionCommand("close_all")
+    elif kind == "unlisten_stmt":
+        command = SessionCommand("unlisten")
+    if command is None:
+        words = _REFUSED.get(kind, kind.removesuffix("_stmt").replace("_", " ").upper())
+        raise Refusal("ST-05", f"{words} is not carried by this proxy.",
+                      sqlstate="0A000" if kind in _REFUSED else "42501", hint=_HINTS.get(kind))
+    return ParsedStatement(command, None)
+
+
+def _is_unlock_all(node: Node) -> bool:
+    """asyncpg's reset: ``SELECT pg_advisory_unlock_all()``; no session lock can exist here."""
+    if kind_of(node) != "select_stmt" or len(node.select_stmt.target_list) != 1:
+        return False
+    value = node.select_stmt.target_list[0].res_target.val
+    if kind_of(value) != "func_call" or node.select_stmt.from_clause:
+        return False
+    names = [part.string.sval for part in value.func_call.funcname]
+    return names in (["pg_advisory_unlock_all"], ["pg_catalog", "pg_advisory_unlock_all"])
+
+
+_TRANSACTION_OPTIONS: Final = {"transaction_isolation", "transaction_read_only", "transaction_deferrable"}
+_ISOLATION: Final = {"read uncommitted", "read committed", "repeatable read", "serializable"}
+
+
+def _options(options: Sequence[Node]) -> str:
+    """The options of BEGIN or SET TRANSACTION, in canonical text."""
+    words = []
+    for node in options:
+        name = node.def_elem.defname
+        constant = node.def_elem.arg.a_const
+        if name == "transaction_isolation" and constant.sval.sval in _ISOLATION:
+            words.append(f"ISOLATION LEVEL {constant.sval.sval.upper()}")
+        elif name == "transaction_read_only":
+            words.append("READ ONLY" if constant.ival.ival else "READ WRITE")
+        elif name == "transaction_deferrable":
+            words.append("DEFERRABLE" if constant.ival.ival else "NOT DEFERRABLE")
+        else:
+            raise Refusal("ST-05", "This transaction option is not carried by this proxy.", sqlstate="0A000")
+    return ", ".join(words)
+
+
+def _transaction(message: Any) -> SessionCommand:
+    kind = message.kind
+    if message.chain or message.gid:
+        raise Refusal("ST-05", "AND CHAIN and two-phase commit are not carried by this proxy.", sqlstate="0A000")
+    name = message.savepoint_name
+    quoted = '"' + name.replace('"', '""') + '"'
+    if kind in (pb.TRANS_STMT_BEGIN, pb.TRANS_STMT_START):
+        options = _options(message.options)
+        return SessionCommand("begin", text=f"BEGIN {options}".strip())
+    simple = {
+        pb.TRANS_STMT_COMMIT: ("commit", "COMMIT"),
+        pb.TRANS_STMT_ROLLBACK: ("rollback", "ROLLBACK"),
+        pb.TRANS_STMT_SAVEPOINT: ("savepoint", f"SAVEPOINT {quoted}"),
+        pb.TRANS_STMT_RELEASE: ("release", f"RELEASE SAVEPOINT {quoted}"),
+        pb.TRANS_STMT_ROLLBACK_TO: ("rollback_to", f"ROLLBACK TO SAVEPOINT {quoted}"),
+    }
+    if kind not in simple:
+        raise Refusal("ST-05", "Two-phase commit is not carried by this proxy.", sqlstate="0A000")
+    command, text = simple[kind]
+    return SessionCommand(command, name, text=text)
+
+
+def _set(message: Any) -> SessionCommand:
+    name = message.name.lower()
+    if message.kind == pb.VAR_SET_MULTI:
+        if name not in ("transaction", "session characteristics"):
+            raise Refusal("ST-05", "This form of SET is not carried by this proxy.", sqlstate="0A000")
+        return SessionCommand("set_transaction", name, text=f"SET {name.upper()} "
+                              f"{'AS TRANSACTION ' if name.startswith('session') else ''}{_options(message.args)}")
+    if message.kind == pb.VAR_RESET_ALL:
+        return SessionCommand("reset_all")
+    if message.kind in (pb.VAR_RESET, pb.VAR_SET_DEFAULT):
+        return SessionCommand("reset", name, local=message.is_local)
+    if message.kind != pb.VAR_SET_VALUE:
+        raise Refusal("ST-05", "This form of SET is not carried by this proxy.", sqlstate="0A000")
+    values = []
+    for node in message.args:
+        if kind_of(node) != "a_const":
+            raise Refusal("ST-05", f'This value of "{name}" is not carried by this proxy.', sqlstate="0A000")
+        values.append(_constant_text(node.a_const))
+    return SessionCommand("set", name, ", ".join(values), local=message.is_local)
+
+
+def _constant_text(constant: Any) -> str:
+    kind = constant.WhichOneof("val")
+    if kind == "sval":
+        return str(constant.sval.sval)
+    if kind == "ival":
+        return str(constant.ival.ival)
+    if kind == "fval":
+        return str(constant.fval.fval)
+    if kind == "boolval":
+        return "on" if constant.boolval.boolval else "off"
+    return ""
+
+
+# Templates
+
+
+def template_positions(text: str, lexed: Lexed) -> frozenset[int]:
+    """Which constants of `lexed` may become parameters (design review, section 2, rule 4).
+
+    A constant may if it is the direct operand of a comparison, BETWEEN or IN with a bare column opposite, or a direct
+    value in INSERT ... VALUES or UPDATE SET; all others stay in the template.
+    """
+    by_offset = {constant.offset: index for index, constant in enumerate(lexed.constants)}
+    wanted: set[int] = set()
+
+    def offer(node: Node) -> None:
+        if kind_of(node) == "a_const" and not node.a_const.isnull:
+            index = by_offset.get(node.a_const.location)
+            if index is not None and node.a_const.WhichOneof("val") in ("ival", "fval", "sval"):
+                wanted.add(index)
+
+    for message in walk(parse(text)):
+        name = message.DESCRIPTOR.name
+        if name == "A_Expr":
+            _offer_comparison(message, offer)
+        elif name == "InsertStmt" and message.HasField("select_stmt"):
+            for row in message.select_stmt.select_stmt.values_lists:
+                for cell in row.list.items:
+                    offer(cell)
+        elif name == "UpdateStmt":
+            for target in message.target_list:
+                offer(target.res_target.val)
+    return frozenset(wanted)
+
+
+def _offer_comparison(message: Any, offer: Any) -> None:
+    if message.kind in (pb.AEXPR_OP, pb.AEXPR_DISTINCT, pb.AEXPR_NOT_DISTINCT):
+        if message.kind == pb.AEXPR_OP and message.name[-1].string.sval not in COMPARISONS:
+            return
+        if kind_of(message.lexpr) == "column_ref":
+            offer(message.rexpr)
+        if kind_of(message.rexpr) == "column_ref":
+            offer(message.lexpr)
+    elif kind_of(message.lexpr) == "column_ref" and (
+        message.kind in (pb.AEXPR_IN, pb.AEXPR_BETWEEN, pb.AEXPR_NOT_BETWEEN)
+    ):
+        for item in message.rexpr.list.items:
+            offer(item)
+
+
+def same_with_parameters(text: str, template: str, lexed: Lexed, positions: frozenset[int]) -> bool:
+    """True if `template` is `text` with exactly the constants at `positions` replaced by parameters, tree for tree."""
+    original, replaced = parse(text), parse(template)
+    order = {index: number for number, index in enumerate(sorted(positions), start=1)}
+    by_offset = {lexed.constants[index].offset: number for index, number in order.items()}
+    for message in list(walk(original)):
+        if message.DESCRIPTOR.name == "Node" and kind_of(message) == "a_const":
+            number = by_offset.pop(message.a_const.location, None)
+            if number is not None:
+                message.CopyFrom(pb.Node(param_ref=pb.ParamRef(number=number)))
+    return not by_offset and same_tree(original, replaced)

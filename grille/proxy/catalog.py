@@ -1,0 +1,222 @@
+"""Reads the catalogue snapshot of one upstream database, and notices when it changes.
+
+The snapshot is read over asyncpg in one REPEATABLE READ transaction.  Changes are noticed by polling one cheap query
+over the system catalogues, and on demand when the server's errors say that a plan is stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from grille.proxy.config import Database
+from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type
+
+_FINGERPRINT = """
+SELECT (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_class)
+    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_attribute)
+    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_proc)
+    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_type)
+    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_operator)
+    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_cast)
+    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_inherits)
+    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_trigger)
+    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_rewrite)
+    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_index)
+"""
+
+_RELATIONS = """
+SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.reltype,
+       ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno)::bigint[],
+       EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
+       EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_toast' AND n.nspname <> 'information_schema'
+  AND c.relpersistence <> 't'
+ORDER BY c.oid
+"""
+_COLUMNS = """
+SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated::text,
+       a.attcollation
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ORDER BY a.attrelid, a.attnum
+"""
+_KEYS = """
+SELECT i.indrelid, i.indisprimary,
+       ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, position)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.position <= i.indnkeyatts ORDER BY k.position)
+FROM pg_catalog.pg_index i
+WHERE i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+ORDER BY i.indrelid, NOT i.indisprimary, i.indexrelid
+"""
+_TYPES = """
+SELECT t.oid, n.nspname, t.typname, t.typtype::text, t.typcategory::text, t.typispreferred,
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0::oid END, t.typarray, t.typbasetype, t.typrelid
+FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+ORDER BY t.oid
+"""
+_FUNCTIONS = """
+SELECT p.oid, n.nspname, p.proname, p.prokind::text, p.proargtypes::oid[]::bigint[], p.pronargdefaults, p.provariadic,
+       p.prorettype, p.proretset, p.provolatile::text, p.proleakproof, p.proisstrict, p.prosecdef,
+       CASE WHEN n.nspname = 'pg_catalog' THEN ''
+            ELSE pg_catalog.md5(coalesce(p.prosrc, '') || coalesce(p.probin, '')) END
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+ORDER BY p.oid
+"""
+_OPERATORS = """
+SELECT o.oid, n.nspname, o.oprname, o.oprleft, o.oprright, o.oprresult, o.oprcode::oid
+FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+WHERE n.nspname = 'pg_catalog'
+ORDER BY o.oid
+"""
+_CASTS = """
+SELECT castsource, casttarget, castfunc, castcontext::text, castmethod::text FROM pg_catalog.pg_cast ORDER BY oid
+"""
+
+
+async def connect(database: Database) -> asyncpg.Connection:
+    """An asyncpg connection to the upstream database, for reading the catalogue."""
+    options: dict[str, Any] = {}
+    if database.tls == "verify-full":
+        context = ssl.create_default_context(cafile=None if database.ca is None else str(database.ca))
+        if database.client_certificate is not None and database.client_key is not None:
+            context.load_cert_chain(database.client_certificate, database.client_key)
+        options["ssl"] = context
+    else:
+        options["ssl"] = False
+    if database.password_file is not None:
+        options["password"] = database.password_file.read_text().partition("\n")[0]
+    return await asyncpg.connect(
+        host=database.host, port=database.port, user=database.role, database=database.database,
+        timeout=database.connect_timeout, command_timeout=60,
+        server_settings={"application_name": "grille catalogue", "search_path": "pg_catalog"}, **options,
+    )
+
+
+async def read_catalog(connection: asyncpg.Connection) -> Catalog:
+    """Read a snapshot.  Raises asyncpg's errors."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        version = int(await connection.fetchval("SELECT pg_catalog.current_setting('server_version_num')"))
+        name = await connection.fetchval("SELECT pg_catalog.current_database()")
+        system = await _system_identifier(connection)
+        rows = {
+            key: await connection.fetch(query)
+            for key, query in {
+                "relations": _RELATIONS, "columns": _COLUMNS, "keys": _KEYS, "types": _TYPES,
+                "functions": _FUNCTIONS, "operators": _OPERATORS, "casts": _CASTS,
+            }.items()
+        }
+    columns: dict[int, list[Column]] = {}
+    for row in rows["columns"]:
+        columns.setdefault(row[0], []).append(Column(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]))
+    keys: dict[int, list[tuple[str, ...]]] = {}
+    for row in rows["keys"]:
+        keys.setdefault(row[0], []).append(tuple(row[2]))
+    relations = {}
+    for row in rows["relations"]:
+        relations[row[1], row[2]] = Relation(
+            oid=row[0], schema=row[1], name=row[2], kind=row[3], row_type=row[4], columns=tuple(columns.get(row[0], ())),
+            parents=tuple(row[5]), unique_keys=tuple(keys.get(row[0], ())), has_triggers=row[6], has_rules=row[7],
+        )
+    parts = (
+        system, version, name, relations,
+        {row[0]: Type(*row) for row in rows["types"]},
+        {row[0]: Function(*row[:4], tuple(row[4]), *row[5:]) for row in rows["functions"]},
+        {row[0]: Operator(*row) for row in rows["operators"]},
+        {(row[0], row[1]): Cast(*row) for row in rows["casts"]},
+    )
+    encoded = msgspec.msgpack.encode([
+        system, version, name, sorted(relations.items()), *(sorted(part.items()) for part in parts[4:]),
+    ])
+    return Catalog(hashlib.sha256(encoded).hexdigest()[:32], version, name, *parts[3:])
+
+
+async def _system_identifier(connection: asyncpg.Connection) -> str:
+    """Identifies the cluster, so that a restored or failed-over server is another epoch."""
+    try:
+        async with connection.transaction():
+            return str(await connection.fetchval("SELECT system_identifier FROM pg_catalog.pg_control_system()"))
+    except asyncpg.InsufficientPrivilegeError:
+        return ""
+
+
+class CatalogWatch:
+    """Keeps the snapshot of one database current.
+
+    It polls a fingerprint of the system catalogues every `catalog_poll` seconds.  The fingerprint sees every DDL that
+    inserts or updates a row of the catalogues that the snapshot is made of, once it is committed.
+    """
+
+    def __init__(self, database: Database, on_event: Callable[[str, str], None] | None = None) -> None:
+        """`on_event(name, text)` is called with ``catalogue`` on a change and ``catalogue-failed`` on a failure."""
+        self._database = database
+        self._on_event = on_event or (lambda name, text: None)
+        self._snapshot: Catalog | None = None
+        self._fingerprint = ""
+        self._connection: asyncpg.Connection | None = None
+        self._lock = asyncio.Lock()
+        self.failures = 0
+
+    @property
+    def ready(self) -> bool:
+        """True once a snapshot has been read."""
+        return self._snapshot is not None
+
+    @property
+    def current(self) -> Catalog:
+        """The snapshot in force.  Raises RuntimeError before the first one."""
+        if self._snapshot is None:
+            raise RuntimeError("the catalogue has not been read yet")
+        return self._snapshot
+
+    async def start(self) -> None:
+        """Read the first snapshot.  Raises OSError or asyncpg's errors."""
+        await self.refresh()
+
+    async def refresh(self) -> Catalog:
+        """Read a new snapshot if anything changed; the old one stays in force if that fails.
+
+        Raises OSError or asyncpg's errors.
+        """
+        async with self._lock:
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await connect(self._database)
+                fingerprint = await self._connection.fetchval(_FINGERPRINT)
+                if fingerprint != self._fingerprint or self._snapshot is None:
+                    snapshot = await read_catalog(self._connection)
+                    changed = self._snapshot is not None and snapshot.epoch != self._snapshot.epoch
+                    self._snapshot, self._fingerprint = snapshot, fingerprint
+                    if changed:
+                        self._on_event("catalogue", f"epoch {snapshot.epoch}")
+            except BaseException:
+                await self._drop_connection()
+                raise
+            return self._snapshot
+
+    async def run(self) -> None:
+        """Poll until cancelled; failures are counted and reported, and tried again."""
+        while True:
+            await asyncio.sleep(self._database.catalog_poll)
+            try:
+                await self.refresh()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                self.failures += 1
+                self._on_event("catalogue-failed", type(error).__name__)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._drop_connection()
+
+    async def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.is_closed():
+            connection.terminate()

@@ -1,0 +1,578 @@
+"""Where protocols, policies, tokenization and audit meet: from a statement's text to a plan with its slots filled.
+
+    text -> template -> Operation     (cached by template)
+    Operation + identity -> Decision  (L1: fingerprint, operation, revision, epoch)
+    template + skeleton -> Plan       (L2)
+
+A hit is dictionary look-ups: it parses no SQL and calls no policy engine.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from grille.controls import Refusal
+from grille.policies.decision import (
+    CompoundFilter,
+    Decision,
+    FieldFilter,
+    Filter,
+    Limits,
+)
+from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavailable, obligations_not_enforced
+from grille.protocols.operation import Operation
+from grille.protocols.postgres import codecs, lexer
+from grille.protocols.postgres.analysis import Sensitive
+from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres.resolve import Resolver
+from grille.protocols.postgres.rewrite import (
+    ColumnTerms,
+    Combine,
+    Compare,
+    Condition,
+    Plan,
+    RelationTerms,
+    Terms,
+    rewrite,
+)
+from grille.protocols.postgres.statement import (
+    ParsedStatement,
+    SessionCommand,
+    analyze,
+    parse_text,
+    same_with_parameters,
+    template_positions,
+)
+from grille.proxy.identity import Agent
+from grille.tokenization import masking
+from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
+
+TEXT_TYPES = frozenset({0, 25, 705, 1043, 1042})
+MAX_VARIANTS = 50
+"""Kept-constant variants of one masked text that get a template; beyond it, its exact text is the key."""
+PLAN_ENTRIES = 10_000
+DENIAL_SECONDS = 5.0
+"""Longest time that a denial is reused."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """A dictionary that forgets what was used longest ago, and counts its hits."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: K) -> V | None:
+        found = self._entries.get(key)
+        if found is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return found
+
+    def put(self, key: K, value: V) -> None:
+        if self._size <= 0:
+            return
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A decision as it applies to one agent and one operation."""
+
+    id: str
+    decision: Decision
+    revision: str
+    terms: Terms
+    skeleton: bytes
+    """The terms, encoded: the part of the decision that a plan depends on."""
+    values: tuple[object, ...]
+    """The identity's own values, lifted out of the filters."""
+    filters_hash: str
+    expires: float
+    """Monotonic time until which it may be reused; 0: only this once."""
+
+
+class Understood(msgspec.Struct, frozen=True):
+    """A text, understood: the same for every agent."""
+
+    text: str
+    """The template, or the exact text."""
+    digest: bytes
+    """SHA-256 of `text`, hexadecimal: the identity of the template."""
+    parameter_types: tuple[int, ...]
+    command: SessionCommand | None
+    operation: Operation | None
+    action: str
+    is_template: bool
+    parameters: int = 0
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """One understood and decided statement, ready to be bound."""
+
+    action: str
+    command: SessionCommand | None
+    plan: Plan | None
+    constants: tuple[bytes | None, ...]
+    """Text-format values of the template's constants."""
+    limits: Limits
+    understood: Understood
+    verdict: Verdict | None
+    cached: bool
+    """The decision came from the cache."""
+    stages: dict[str, int] = {}
+    """Microseconds: understand, decide."""
+
+    @property
+    def client_parameters(self) -> int:
+        """How many parameters the client binds."""
+        if self.plan is None or self.understood.is_template:
+            return 0
+        return self.plan.client_parameters
+
+
+class Enforcement:
+    """Understands, decides and rewrites statements for one upstream database.
+
+    `catalog` and `pdp` give the snapshot and the engine in force now.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: str,
+        catalog: Callable[[], Catalog],
+        pdp: Callable[[], PolicyDecisionPoint],
+        provider: TokenProvider,
+        sensitive: Mapping[str, Sensitive],
+        functions: Sequence[str] = (),
+        configuration: str,
+        max_statement: int = 262_144,
+        decision_entries: int = 100_000,
+        on_decision: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._pdp = pdp
+        self._provider = provider
+        self._sensitive = dict(sensitive)
+        self._by_relation: dict[str, dict[str, Sensitive]] = {}
+        for key, value in self._sensitive.items():
+            relation, _, column = key.rpartition(".")
+            self._by_relation.setdefault(relation, {})[column] = value
+        self._functions = tuple(functions)
+        self._configuration = configuration
+        self._max_statement = max_statement
+        self._on_decision = on_decision
+        self._epoch = ""
+        self._resolver: Resolver | None = None
+        self._purity: Purity | None = None
+        self._positions: Lru[object, frozenset[int] | int] = Lru(PLAN_ENTRIES)
+        """Masked tokens -> positions that are parameters; an int counts the kept variants of a crowded key."""
+        self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES)
+        self.decisions: Lru[object, Verdict] = Lru(decision_entries)
+        self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES)
+
+    async def prepare(
+        self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
+    ) -> list[Prepared]:
+        """Understand and decide `text`; several statements only if `simple`.  Raises `Refusal`."""
+        self._follow_catalog()
+        started = time.perf_counter_ns()
+        understood, constants = self._understand(agent, text, tuple(types), simple)
+        if len(understood) > 1:
+            if not simple:
+                raise Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
+            governed = [u for u in understood if u.command is None]
+            if governed and len(governed) != len(understood):
+                raise Refusal("ST-05", "Session and transaction commands cannot share a text with other statements.",
+                              sqlstate="0A000", hint="Send each as a statement of its own.")
+        understood_at = time.perf_counter_ns()
+        prepared = []
+        for one in understood:
+            if one.operation is None:
+                prepared.append(Prepared(one.action, one.command, None, (), Limits(), one, None, False))
+                continue
+            verdict, cached = self._decide(agent, one.operation)
+            plan = self._plan(one, verdict)
+            decided_at = time.perf_counter_ns()
+            stages = {"understand": (understood_at - started) // 1000, "decide": (decided_at - understood_at) // 1000}
+            prepared.append(
+                Prepared(one.action, None, plan, constants, verdict.decision.limits, one, verdict, cached, stages)
+            )
+        return prepared
+
+    async def bind(
+        self, agent: Agent, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
+    ) -> tuple[list[int], list[bytes | None]]:
+        """Fill the slots of a plan: formats and values of every upstream parameter.  Raises `Refusal`."""
+        plan, verdict = prepared.plan, prepared.verdict
+        if plan is None or verdict is None:
+            raise Refusal("ST-05", "This statement takes no parameters.", sqlstate="08P01")
+        self.still_valid(verdict)
+        if prepared.understood.is_template:
+            values, formats = prepared.constants, ()
+        if len(values) != plan.client_parameters:
+            raise Refusal("ST-01", f"The statement takes {plan.client_parameters} parameters, not {len(values)}.",
+                          sqlstate="08P01")
+        all_formats = _spread(formats, len(values))
+        filled: list[bytes | None] = [*values, *(literal.encode() for literal in plan.literals)]
+        all_formats += [0] * len(plan.literals)
+        if plan.encode:
+            await self._encode(plan, filled)
+        for slot in plan.injected:
+            filled.append(_injected_text(verdict.values[slot.value], slot.array))
+            all_formats.append(0)
+        return all_formats, filled
+
+    async def release(
+        self, agent: Agent, prepared: Prepared, rows: list[list[bytes | None]], formats: Sequence[int]
+    ) -> list[list[bytes | None]]:
+        """Decode and mask a batch of visible rows, in place.  Raises `Refusal`."""
+        plan = prepared.plan
+        if plan is None or not plan.results:
+            return rows
+        requests: list[TokenRequest] = []
+        places: list[tuple[int, int]] = []
+        for column, transform in enumerate(plan.results):
+            if transform is None:
+                continue
+            for index, row in enumerate(rows):
+                value = row[column]
+                if value is None:
+                    continue
+                if transform.transformation is None:
+                    row[column] = None
+                else:
+                    requests.append(TokenRequest(transform.transformation, value.decode()))
+                    places.append((index, column))
+        if requests:
+            decoded = await self._call(self._provider.decode, requests)
+            for (index, column), value in zip(places, decoded, strict=True):
+                transform = plan.results[column]
+                assert transform is not None  # noqa: S101
+                shown: str | None
+                if isinstance(value, Unfit):
+                    raise Refusal("TK-02", "A stored value is not a token of its column's transformation.",
+                                  sqlstate="XX001", hint="Tell the operator of this proxy: the column may hold values "
+                                  "that were never tokenized.")
+                shown = value if transform.mask is None else masking.apply(transform.mask, value)
+                rows[index][column] = None if shown is None else shown.encode()
+        return rows
+
+    def still_valid(self, verdict: Verdict) -> None:
+        """Refuse a decision outside its dates, or made under another revision or catalogue.  Raises `Refusal`."""
+        now = dt.datetime.now(dt.UTC)
+        decision = verdict.decision
+        if (decision.not_before and now < decision.not_before) or (decision.not_after and now >= decision.not_after):
+            raise _identified(
+                Refusal("AC-04", "The decision for this statement is not valid at this time.",
+                        hint="Ask the owner of this agent's policy when access is open."), verdict.id)
+
+    def is_current(self, prepared: Prepared) -> bool:
+        """False if policy or catalogue changed since `prepared` was made, or its decision has expired: prepare again."""
+        self._follow_catalog()
+        verdict = prepared.verdict
+        if verdict is None:
+            return True
+        return verdict.revision == self._pdp().revision and time.monotonic() < verdict.expires and (
+            prepared.plan is not None and self.plans.get(self._plan_key(prepared.understood, verdict)) is prepared.plan
+        )
+
+    # Understanding
+
+    def _follow_catalog(self) -> None:
+        catalog = self._catalog()
+        if catalog.epoch != self._epoch:
+            self._resolver = Resolver(catalog, self._functions)
+            self._purity = Purity(catalog, self._functions)
+            self._epoch = catalog.epoch
+            for cache in (self.texts, self.decisions, self.plans):
+                cache.clear()
+
+    def _understand(
+        self, agent: Agent, text: str, types: tuple[int, ...], simple: bool
+    ) -> tuple[tuple[Understood, ...], tuple[bytes | None, ...]]:
+        lexed = lexer.tokenize(text) if not types and len(text) <= self._max_statement else None
+        if lexed is not None and lexed.constants:
+            template = self._template(lexed, text)
+            if template is not None:
+                rendered, kept, values = template
+                del kept
+                constant_types = tuple(constant.type_oid for constant in values)
+                known = self.texts.get((rendered, constant_types, True))
+                if known is None:
+                    known = self._read(agent, rendered, constant_types, is_template=True)
+                    if known is not None:
+                        self.texts.put((rendered, constant_types, True), known)
+                if known is not None:
+                    return known, tuple(constant.value.encode() for constant in values)
+        key = (text, types, False)
+        known = self.texts.get(key)
+        if known is None:
+            known = self._read(agent, text, types, is_template=False)
+            self.texts.put(key, known)
+        return known, ()
+
+    def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, object, list[lexer.Constant]] | None:
+        """The template of a text, or None if its exact text is the key."""
+        positions = self._positions.get(lexed.key)
+        if positions is None:
+            parsed = parse_text(text, limit=self._max_statement)
+            if len(parsed) != 1 or parsed[0].command is not None:
+                positions = frozenset()
+            else:
+                positions = template_positions(text, lexed)
+                rendered = lexed.render(positions)[0]
+                if positions and not same_with_parameters(text, rendered, lexed, positions):
+                    positions = frozenset()
+            self._positions.put(lexed.key, positions)
+        if isinstance(positions, int) or not positions:
+            return None
+        return lexed.render(positions)
+
+    def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:
+        found = []
+        statements = parse_text(text, limit=self._max_statement)
+        digest = hashlib.sha256(text.encode()).hexdigest().encode()
+        for index, statement in enumerate(statements):
+            if statement.command is not None:
+                found.append(Understood(text, digest, types, statement.command, None, statement.action, is_template))
+                continue
+            action = statement.action
+            analysis = self._analyze(agent, statement, types)
+            count = max([len(types), *analysis.parameters])
+            one = digest if len(statements) == 1 else digest + f".{index}".encode()
+            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, count))
+        return tuple(found)
+
+    def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        assert self._resolver is not None and self._purity is not None  # noqa: S101
+        try:
+            return analyze(statement, self._resolver, self._purity, self._sensitive, types)
+        except Refusal as refusal:
+            operation = refusal.operation
+            if isinstance(operation, Operation) and operation.relations:
+                self._decide(agent, operation)
+            raise
+
+    # Deciding
+
+    def _decide(self, agent: Agent, operation: Operation) -> tuple[Verdict, bool]:
+        """The verdict for one operation, cached by L1.  Raises `Refusal` if it is no."""
+        pdp = self._pdp()
+        key = (agent.fingerprint, agent.database, operation, pdp.revision, self._epoch)
+        verdict = self.decisions.get(key)
+        cached = verdict is not None and time.monotonic() < verdict.expires
+        if verdict is None or not cached:
+            verdict = self._ask(agent, operation, pdp)
+            if verdict.expires:
+                self.decisions.put(key, verdict)
+        if self._on_decision is not None:
+            self._on_decision(verdict)
+        decision = verdict.decision
+        if not decision.allow:
+            refusal = Refusal(decision.control, decision.reason,
+                              hint="Ask the owner of this agent's policy if the task needs it.")
+            raise _identified(refusal, verdict.id)
+        missing = obligations_not_enforced(decision)
+        if missing is not None:
+            raise _identified(Refusal("AC-05", f"The policy asks for {missing}, which this proxy cannot enforce.",
+                                      hint="Tell the owner of this agent's policy."), verdict.id)
+        self.still_valid(verdict)
+        return verdict, cached
+
+    def _ask(self, agent: Agent, operation: Operation, pdp: PolicyDecisionPoint) -> Verdict:
+        identifier = str(uuid.uuid4())
+        document = msgspec.json.encode(policy_input(agent, operation))
+        try:
+            decision = pdp.decide(document)
+        except (PolicyUnavailable, DecisionError) as error:
+            refusal = Refusal("AC-02", "The policy engine gave no usable answer, so the statement is denied.",
+                              hint="Try again later, and tell the operator of this proxy.", detail_for_audit=str(error))
+            raise _identified(refusal, identifier) from None
+        try:
+            terms, values = self._terms(decision)
+        except Refusal as refusal:
+            raise _identified(refusal, identifier) from None
+        ttl = decision.cache.ttl_seconds if decision.allow else min(decision.cache.ttl_seconds, DENIAL_SECONDS)
+        filters = msgspec.json.encode(decision.filters, order="sorted")
+        return Verdict(
+            id=identifier,
+            decision=decision,
+            revision=pdp.revision,
+            terms=terms,
+            skeleton=msgspec.msgpack.encode(terms, order="deterministic"),
+            values=tuple(values),
+            filters_hash=hashlib.sha256(filters).hexdigest(),
+            expires=time.monotonic() + ttl if ttl > 0 else 0.0,
+        )
+
+    def _terms(self, decision: Decision) -> tuple[Terms, list[object]]:
+        """The decision in this protocol's words, with the identity's values lifted out of it."""
+        values: list[object] = []
+        relations = {}
+        for relation, row_filter in sorted(decision.filters.items()):
+            condition = None if row_filter is True else _condition(row_filter, relation, values)
+            columns = {}
+            for column in self._by_relation.get(relation, {}):
+                obligation = decision.columns.get(f"{relation}.{column}")
+                if obligation is None:
+                    columns[column] = ColumnTerms(f"mask:{masking.DEFAULT}", False, False)
+                    continue
+                read = obligation.read
+                known = read in ("clear", "token", "deny") or read.removeprefix("mask:") in masking.MASKS
+                if not known or (read.startswith("mask:") is False and read not in ("clear", "token", "deny")):
+                    raise Refusal("AC-05", "The policy asks for a mask that this proxy does not know.",
+                                  hint="Tell the owner of this agent's policy.")
+                columns[column] = ColumnTerms(read, obligation.predicate == "equality", obligation.write == "allow")
+            for key in decision.columns:
+                owner, _, column = key.rpartition(".")
+                if owner == relation and column not in columns:
+                    raise Refusal("AC-05", "The policy speaks of a column that the configuration does not list as "
+                                  "sensitive.", hint="Tell the operator of this proxy.", detail_for_audit=key)
+            relations[relation] = RelationTerms(condition, columns)
+        return Terms(relations, decision.locks), values
+
+    # Planning
+
+    def _plan_key(self, understood: Understood, verdict: Verdict) -> object:
+        return understood.digest, understood.parameter_types, verdict.skeleton
+
+    def _plan(self, understood: Understood, verdict: Verdict) -> Plan:
+        key = self._plan_key(understood, verdict)
+        plan = self.plans.get(key)
+        if plan is not None:
+            return plan
+        assert self._resolver is not None and self._purity is not None  # noqa: S101
+        statements = parse_text(understood.text, limit=self._max_statement)
+        index = int(understood.digest.partition(b".")[2] or b"0")
+        try:
+            analysis = analyze(statements[index], self._resolver, self._purity, self._sensitive,
+                               understood.parameter_types)
+            plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types)
+        except Refusal as refusal:
+            raise _identified(refusal, verdict.id) from None
+        self.plans.put(key, plan)
+        return plan
+
+    # Values
+
+    async def _encode(self, plan: Plan, values: list[bytes | None]) -> None:
+        requests, places = [], []
+        for slot in plan.encode:
+            value = values[slot.parameter]
+            if value is None:
+                continue
+            try:
+                requests.append(TokenRequest(slot.transformation, value.decode()))
+            except UnicodeDecodeError:
+                raise Refusal("TK-02", "A value for a tokenized column is not valid UTF-8.", sqlstate="22021") from None
+            places.append(slot.parameter)
+        encoded = await self._call(self._provider.encode, requests)
+        for place, token in zip(places, encoded, strict=True):
+            if isinstance(token, Unfit):
+                if plan.writes:
+                    raise Refusal("TK-02", f"A value does not fit the format of its column: {token.reason}.",
+                                  sqlstate="22023", hint="Correct the value and send the statement again.")
+                # No stored token can equal a value that has none; this text is no token either.
+                values[place] = b"\x01"
+            else:
+                values[place] = token.encode()
+
+    async def _call(
+        self, method: Callable[[Sequence[TokenRequest]], object], requests: list[TokenRequest]
+    ) -> Sequence[str | Unfit]:
+        try:
+            return await method(requests)  # type: ignore[misc, no-any-return]
+        except TokenizationError as error:
+            raise Refusal("TK-01", "The tokenization provider does not answer, so the statement is denied.",
+                          sqlstate="58000", hint="Try again later. Statements without tokenized columns go on.",
+                          detail_for_audit=str(error)) from None
+
+
+def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
+    """The document that the policy engine sees: identity, session, operation; no clock, no literal, no counter."""
+    return {
+        "identity": {
+            "spiffe_id": agent.spiffe_id,
+            "trust_domain": agent.trust_domain,
+            "path": agent.path,
+            "cert_sha256": agent.cert_sha256,
+            "scopes": agent.scopes,
+            "attributes": agent.attributes,
+        },
+        "session": {"protocol": "postgres", "database": agent.database},
+        "operation": operation,
+    }
+
+
+def _condition(row_filter: Filter, relation: str, values: list[object]) -> Condition:
+    if isinstance(row_filter, CompoundFilter):
+        return Combine(row_filter.operator, tuple(_condition(part, relation, values) for part in row_filter.value))
+    assert isinstance(row_filter, FieldFilter)  # noqa: S101
+    prefix, _, column = row_filter.field.rpartition(".")
+    if prefix not in ("", relation, relation.rpartition(".")[2]):
+        raise Refusal("AC-05", "The policy's row filter names a column of another relation.",
+                      hint="Tell the owner of this agent's policy.")
+    is_list = isinstance(row_filter.value, tuple)
+    if row_filter.value is None or is_list != (row_filter.operator == "in"):
+        raise Refusal("AC-05", "The policy's row filter has a value that its operator cannot take.",
+                      hint="Tell the owner of this agent's policy.")
+    values.append(row_filter.value)
+    return Compare(row_filter.operator, column, len(values) - 1)
+
+
+def _injected_text(value: object, array: bool) -> bytes:
+    """One of the identity's values in text format."""
+    if array:
+        assert isinstance(value, tuple)  # noqa: S101
+        items = []
+        for item in value:
+            text = _injected_text(item, False).decode()
+            items.append('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
+        return ("{" + ",".join(items) + "}").encode()
+    if isinstance(value, bool):
+        return b"t" if value else b"f"
+    return str(value).encode()
+
+
+def _spread(formats: Sequence[int], count: int) -> list[int]:
+    """Format codes, one for each parameter (PostgreSQL, Bind message)."""
+    if not formats:
+        return [0] * count
+    if len(formats) == 1:
+        return [formats[0]] * count
+    return list(formats)
+
+
+def _identified(refusal: Refusal, identifier: str) -> Refusal:
+    refusal.decision_id = identifier
+    return refusal
+
+
+__all__ = ["Enforcement", "Prepared", "Understood", "Verdict", "codecs", "policy_input"]
