@@ -141,11 +141,9 @@ def verify(directory: Path, public_key: Ed25519PublicKey, head: Head | None = No
             heads[part.chain] = part
     reports = []
     for path in chain_directories(directory):
-        walk = _Walk(path, public_key)
+        walk = _Walk(path, public_key, heads)
         walk.run()
         wanted = heads.pop(walk.chain, None)
-        if wanted is not None:
-            walk.compare(wanted)
         reports.append(walk.report(wanted.sequence if wanted is not None else None))
         problems += walk.problems
         if path != directory and walk.worker is not None and path != chain_directory(directory, walk.worker):
@@ -160,11 +158,12 @@ def verify(directory: Path, public_key: Ed25519PublicKey, head: Head | None = No
 class _Walk:
     """One pass over a chain: events gather until their block comes, and are judged by it."""
 
-    def __init__(self, directory: Path, public_key: Ed25519PublicKey) -> None:
+    def __init__(self, directory: Path, public_key: Ed25519PublicKey, heads: dict[str, SignedHead]) -> None:
         self.problems: list[Problem] = []
         self.chain = ""
         self._directory = directory
         self._public_key = public_key
+        self._heads = heads
         self._path = directory
         self.worker: int | None = None
         self._expected = 0
@@ -173,7 +172,6 @@ class _Walk:
         self._gathered: list[Record] = []
         self._events = 0
         self._blocks = 0
-        self._hashes: dict[int, str] = {}
         self._last = (-1, "")
         self._first_in_file = False
         self._notes: list[str] = []
@@ -194,13 +192,6 @@ class _Walk:
         cut = sorted(path.name for path in self._directory.glob("*.cut"))
         if cut:
             self._notes.append(f"set aside after a crash, see the recovery events: {', '.join(cut)}")
-
-    def compare(self, head: SignedHead) -> None:
-        """Whether the chain holds the block that the head names."""
-        if self._last[0] < head.sequence:
-            self._problem(self._last[0] + 1, None, f"the chain is cut: the head names block {head.sequence}", None)
-        elif self._hashes.get(head.sequence) != head.header_hash:
-            self._problem(head.sequence, None, "the block is not the one that the head names", None)
 
     def report(self, known_to: int | None) -> ChainReport:
         return ChainReport(
@@ -261,7 +252,9 @@ class _Walk:
         self._blocks += 1
         self._events += header.events
         self._last = (header.sequence, self._previous)
-        self._hashes[header.sequence] = self._previous
+        head = self._heads.get(header.chain)
+        if head is not None and head.sequence == header.sequence and head.header_hash != self._previous:
+            self._problem(header.sequence, None, "the block is not the one that the head names", record)
 
     def _judge(self, record: Record, block: Block, header: Header, gathered: list[Record]) -> None:
         """Compare the events found with the leaf hashes stored, and those with the root signed."""
@@ -300,9 +293,12 @@ class _Walk:
                 sealed = part.kind != records.EVENT or self._next_event is None
                 event = None if sealed else (self._next_event or 0) + number
                 self._problem(self._expected, event, "a record after the last whole block was altered", part)
-                return
+                break
         if self._gathered:
             self._notes.append(f"{len(self._gathered)} events after the last block are not sealed yet")
+        head = self._heads.get(self.chain)
+        if head is not None and head.sequence > self._last[0]:
+            self._problem(self._last[0] + 1, None, f"the chain is cut: the head names block {head.sequence}", None)
 
 
 def _header(data: bytes) -> Header | None:

@@ -255,10 +255,11 @@ class Spool:
         """Write one whole record at the end of the segment, or leave the segment as it was."""
         segment = self._segments[-1]
         try:
-            self._cut_half_record()
-            written = 0
+            if self._half_record:
+                self._cut_half_record()
+            self._half_record = True
+            written = os.pwrite(segment.descriptor, data, segment.size)
             while written < len(data):
-                self._half_record = True
                 written += os.pwrite(segment.descriptor, data[written:], segment.size + written)
         except OSError as error:
             with contextlib.suppress(OSError):

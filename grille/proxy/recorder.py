@@ -140,12 +140,15 @@ class Recorder:
             try:
                 self._spool.seal()
                 await self._sync()
-            except AuditUnavailable as error:
+            except BaseException as error:
+                self._commit = None
                 self._fail(error)
                 refused, self._waiting = group + self._waiting, []
                 for kept in refused:
                     if not kept.done():
                         kept.set_exception(self._refusal())
+                if not isinstance(error, AuditUnavailable):
+                    raise
                 break
             for kept in group:
                 if not kept.done():
@@ -190,8 +193,8 @@ class Recorder:
             detail_for_audit=self.last_error,
         )
 
-    def _fail(self, error: AuditUnavailable) -> None:
-        self.last_error = str(error)
+    def _fail(self, error: BaseException) -> None:
+        self.last_error = str(error) or type(error).__name__
         if self._retry is None and not self._closed:
             self._retry = self._loop.create_task(self._recover(time.time()))
 

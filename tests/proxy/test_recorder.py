@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from grille.audit.encoding import event_id, timestamp
+from grille.audit.event import Event, Level, Outcome
+from grille.audit.evidence import Report, show, verify
+from grille.audit.spool import AuditUnavailable, Spool
+from grille.controls import Refusal
+from grille.proxy import recorder as recorder_module
+from grille.proxy.config import Audit
+from grille.proxy.recorder import Recorder
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+class GatedSpool(Spool):
+    """A spool on a disk that can be held up, or can fail a sync."""
+
+    def __init__(self, directory: Path, *, block_events: int = 1024) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail_syncs = 0
+        super().__init__(directory, 0, KEY, block_events=block_events)
+
+    def sync(self) -> None:
+        self.gate.wait()
+        if self.fail_syncs:
+            self.fail_syncs -= 1
+            raise AuditUnavailable("the device refuses")
+        super().sync()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[GatedSpool]:
+    spool = GatedSpool(tmp_path)
+    yield spool
+    spool.gate.set()
+
+
+@pytest.fixture
+async def recorder(spool: GatedSpool, tmp_path: Path) -> AsyncIterator[Recorder]:
+    settings = Audit(directory=tmp_path, signing_key=tmp_path / "key.pem", reads="power", writes="strict")
+    recorder = Recorder(spool, settings)
+    yield recorder
+    spool.gate.set()
+    await recorder.close()
+
+
+def event(level: Level, **fields: object) -> Event:
+    now = time.time()
+    return Event(
+        id=event_id(now),
+        time=timestamp(now),
+        kind="statement",
+        name="statement",
+        worker=0,
+        sequence=0,
+        level=level,
+        outcome=Outcome(status="ok"),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def sealed(directory: Path) -> int:
+    """Events in sealed blocks, the start event not counted."""
+    report: Report = verify(directory, KEY.public_key())
+    assert report.problems == ()
+    return report.events - 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (what is waited for is on disk)
+            await asyncio.sleep(0.001)
+
+
+@contextlib.contextmanager
+def full_disk(spool: Spool, tmp_path: Path) -> Iterator[None]:
+    """The kernel refuses to let the segment grow; it is large enough not to disturb pytest's own files."""
+    size = (tmp_path / "worker-000" / "000000000000.seg").stat().st_size
+    assert size > 1_000_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_process_waits_for_no_disk(recorder: Recorder, spool: GatedSpool, tmp_path: Path) -> None:
+    spool.gate.clear()
+    await asyncio.wait_for(recorder.keep(event("process", text="at once")), 5)
+    assert [kept.text for kept in show(tmp_path)][-1] == "at once"
+    assert recorder.syncs_total == 0
+    assert recorder.events_total == 1
+
+
+async def test_a_block_is_sealed_in_time_without_further_events(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    await recorder.keep(event("process"))
+    assert spool.pending == 1
+    await until(lambda: spool.pending == 0)
+    assert sealed(tmp_path) == 1
+    assert recorder.lag_seconds == 0.0
+
+
+@pytest.mark.parametrize("level", ["power", "strict"])
+async def test_power_and_strict_are_held_until_the_sync(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path, level: Level
+) -> None:
+    spool.gate.clear()
+    kept = asyncio.create_task(recorder.keep(event(level)))
+    await until(lambda: sealed(tmp_path) == 1)
+    done, _ = await asyncio.wait([kept], timeout=0.05)
+    assert not done
+    assert recorder.lag_seconds > 0.0
+    spool.gate.set()
+    await asyncio.wait_for(kept, 5)
+    assert recorder.syncs_total == 1
+    await until(lambda: recorder.lag_seconds == 0.0)
+
+
+async def test_many_events_share_one_sync(recorder: Recorder, tmp_path: Path) -> None:
+    async def agent() -> None:
+        for _ in range(20):
+            await recorder.keep(event("power"))
+
+    await asyncio.gather(*(agent() for _ in range(50)))
+    assert recorder.events_total == 1000
+    assert sealed(tmp_path) == 1000
+    assert recorder.syncs_total <= 100
+
+
+async def test_events_that_come_during_a_sync_form_the_next_group(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    spool.gate.clear()
+    one = asyncio.create_task(recorder.keep(event("power")))
+    await until(lambda: sealed(tmp_path) == 1)
+    others = [asyncio.create_task(recorder.keep(event("power"))) for _ in range(30)]
+    spool.gate.set()
+    await asyncio.wait_for(asyncio.gather(one, *others), 5)
+    assert recorder.syncs_total == 2
+    assert sealed(tmp_path) == 31
+
+
+async def test_the_levels_come_from_the_configuration(recorder: Recorder) -> None:
+    assert recorder.level(writes=False) == "power"
+    assert recorder.level(writes=True) == "strict"
+
+
+async def test_a_client_that_leaves_does_not_disturb_the_others(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    spool.gate.clear()
+    tasks = [asyncio.create_task(recorder.keep(event("power"))) for _ in range(3)]
+    await until(lambda: sealed(tmp_path) == 3)
+    tasks[1].cancel()
+    spool.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), asyncio.CancelledError, type(None)]
+    await recorder.keep(event("power"))
+    assert sealed(tmp_path) == 4
+
+
+@pytest.mark.parametrize("level", ["process", "power"])
+async def test_a_full_disk_refuses_until_there_is_room(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path, level: Level
+) -> None:
+    await recorder.keep(event("process", text="x" * 1_000_000))
+    await until(lambda: spool.pending == 0)
+    with full_disk(spool, tmp_path):
+        for _ in range(3):
+            with pytest.raises(Refusal) as refused:
+                await recorder.keep(event(level))
+            assert (refused.value.control, refused.value.sqlstate) == ("AU-01", "58030")
+            assert str(tmp_path) not in f"{refused.value.message}{refused.value.hint}"
+        assert not recorder.healthy
+        with pytest.raises(Refusal):
+            recorder.check()
+        assert "File too large" in recorder.last_error
+        assert recorder.failures_total >= 3
+    await until(lambda: recorder.healthy)
+    await recorder.keep(event(level, text="after"))
+    await until(lambda: spool.pending == 0)
+    names = [(kept.name, kept.text) for kept in sorted(show(tmp_path), key=lambda kept: kept.sequence)]
+    assert [name for name, _ in names] == ["start", "statement", "unavailable", "statement"]
+    assert "no event could be kept from" in names[2][1]
+    assert sealed(tmp_path) == 3
+
+
+async def test_a_block_that_cannot_be_sealed_makes_the_recorder_unhealthy(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    await recorder.keep(event("process", text="x" * 1_000_000))  # fits; its block will not
+    with full_disk(spool, tmp_path):
+        await until(lambda: not recorder.healthy)
+        with pytest.raises(Refusal):
+            await recorder.keep(event("process"))
+    await until(lambda: recorder.healthy)
+    assert sealed(tmp_path) == 2
+
+
+async def test_a_sync_that_fails_refuses_all_that_wait(recorder: Recorder, spool: GatedSpool, tmp_path: Path) -> None:
+    spool.fail_syncs = 2
+    results = await asyncio.gather(*(recorder.keep(event("power")) for _ in range(5)), return_exceptions=True)
+    assert {type(result) for result in results} == {Refusal}
+    assert recorder.last_error == "the device refuses"
+    await until(lambda: recorder.healthy)
+    await recorder.keep(event("power"))
+    assert [kept.name for kept in show(tmp_path)].count("unavailable") == 1
+    assert sealed(tmp_path) == 7
+
+
+async def test_a_sync_that_hangs_refuses_and_does_not_wait_for_ever(
+    recorder: Recorder, spool: GatedSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SYNC_SECONDS", 0.05)
+    spool.gate.clear()
+    with pytest.raises(Refusal):
+        await asyncio.wait_for(recorder.keep(event("power")), 5)
+    assert not recorder.healthy
+    spool.gate.set()
+    await until(lambda: recorder.healthy)
+    await recorder.keep(event("power"))
+
+
+async def test_an_event_that_cannot_be_encoded_is_refused_alone(recorder: Recorder) -> None:
+    with pytest.raises(Refusal) as refused:
+        await recorder.keep(event("power", application="\ud800"))
+    assert refused.value.control == "AU-01"
+    assert recorder.healthy
+    await recorder.keep(event("power"))
+
+
+async def test_closing_seals_and_says_stop(recorder: Recorder, tmp_path: Path) -> None:
+    await asyncio.gather(*(recorder.keep(event("process")) for _ in range(3)), recorder.keep(event("power")))
+    await recorder.close()
+    assert [kept.name for kept in show(tmp_path)][-1] == "stop"
+    assert sealed(tmp_path) == 5
+    with pytest.raises(Refusal):
+        await recorder.keep(event("process"))
+
+
+async def test_the_policy_revision_goes_into_the_headers(recorder: Recorder, spool: GatedSpool) -> None:
+    recorder.policy_revision = "r9"
+    assert spool.policy_revision == recorder.policy_revision == "r9"
