@@ -15,6 +15,7 @@ The primitive accepts any domain of at least `MINIMUM_DOMAIN` strings.  What is 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -33,6 +34,7 @@ Halves = tuple[int, int]
 """The first length // 2 numerals and the rest, each as one integer, most significant numeral first."""
 
 _ROUNDS: Final = 10
+_LOW: Final = (1 << 64) - 1
 _NUMPY_FROM: Final = 40
 """Batch size at which NumPy overtakes plain Python."""
 _SHAPES_KEPT: Final = 1024
@@ -137,18 +139,19 @@ class FF1:
         state, width, digest, tail = shape.state, shape.width, shape.digest, shape.tail
         forward = rounds.step > 0
         a, b = halves if forward else halves[::-1]
+        if shape.one_block:
+            shift = 8 * (16 - digest)
+            for i in rounds:
+                y = int.from_bytes(aes((state ^ shape.starts[i] ^ b).to_bytes(16, "big")), "big") >> shift
+                a, b = b, (a + y if forward else a - y) % shape.moduli[i & 1]
+            return (a, b) if forward else (b, a)
         for i in rounds:
-            if shape.one_block:
-                result = aes((state ^ shape.starts[i] ^ b).to_bytes(16, "big"))
-            else:
-                mac = state
-                for block in _blocks(tail + bytes((i,)) + b.to_bytes(width, "big")):
-                    mac = self._encrypt_block(mac ^ block)
-                result = mac.to_bytes(16, "big")
-            if digest > 16:
-                mac = int.from_bytes(result, "big")
-                for counter in range(1, (digest + 15) // 16):
-                    result += aes((mac ^ counter).to_bytes(16, "big"))
+            mac = state
+            for block in _blocks(tail + bytes((i,)) + b.to_bytes(width, "big")):
+                mac = self._encrypt_block(mac ^ block)
+            result = mac.to_bytes(16, "big")
+            for counter in range(1, (digest + 15) // 16):
+                result += aes((mac ^ counter).to_bytes(16, "big"))
             y = int.from_bytes(result[:digest], "big")
             a, b = b, (a + y if forward else a - y) % shape.moduli[i & 1]
         return (a, b) if forward else (b, a)
@@ -157,15 +160,23 @@ class FF1:
         """The same for many values: one AES call a round."""
         digest = shape.digest
         forward = rounds.step > 0
-        left = [halves[0] for halves in batch]
-        right = [halves[1] for halves in batch]
+        left, right = zip(*batch, strict=True)
+        a: Sequence[int]
+        b: Sequence[int]
         a, b = (left, right) if forward else (right, left)
-        offsets = range(0, 16 * len(batch), 16)
+        count = len(batch)
+        ys: Sequence[int]
         for i in rounds:
             start = shape.state ^ shape.starts[i]
             modulus = shape.moduli[i & 1]
-            macs = self._aes(b"".join([(start ^ half).to_bytes(16, "big") for half in b]))
-            ys = [int.from_bytes(macs[offset : offset + digest], "big") for offset in offsets]
+            if digest == 8:
+                low = start & _LOW
+                words = [start >> 64] * (2 * count)
+                words[1::2] = [low ^ half for half in b]
+                ys = struct.unpack(f">{'Q8x' * count}", self._aes(struct.pack(f">{2 * count}Q", *words)))
+            else:
+                macs = self._aes(b"".join([(start ^ half).to_bytes(16, "big") for half in b]))
+                ys = [int.from_bytes(macs[offset : offset + digest], "big") for offset in range(0, 16 * count, 16)]
             if forward:
                 a, b = b, [(half + y) % modulus for half, y in zip(a, ys, strict=True)]
             else:
@@ -182,7 +193,7 @@ class FF1:
             start = shape.state ^ shape.starts[i]
             modulus = np.uint64(shape.moduli[i & 1])
             blocks[:, 0] = start >> 64
-            blocks[:, 1] = b ^ np.uint64(start & 0xFFFF_FFFF_FFFF_FFFF)
+            blocks[:, 1] = b ^ np.uint64(start & _LOW)
             macs = np.frombuffer(self._aes(blocks.tobytes()), dtype=">u8")[::2].astype(np.uint64)
             y = macs % modulus
             a, b = b, ((a + y) if forward else (a + modulus - y)) % modulus

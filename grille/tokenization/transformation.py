@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Final, Literal
 
 import msgspec
@@ -160,17 +161,22 @@ class Template:
         """Fewest characters that are encrypted."""
         self._match = re.compile("".join(compiled), re.ASCII).fullmatch
         self._encoded = tuple(groups)
+        self._whole = groups == [True]
 
-    def split(self, value: str) -> tuple[list[str], str] | None:
+    def split(self, value: str) -> tuple[Sequence[str], str] | None:
         """All parts of a value in order and the characters to encode, joined; None if it does not fit."""
         found = self._match(value)
         if found is None:
             return None
-        parts = list(found.groups())
-        return parts, "".join([part for part, encoded in zip(parts, self._encoded, strict=True) if encoded])
+        if self._whole:
+            return (value,), value
+        parts = found.groups()
+        return parts, "".join(compress(parts, self._encoded))
 
     def join(self, parts: Sequence[str], characters: str) -> str:
         """The value with its encoded parts replaced by `characters`, which has their length."""
+        if self._whole:
+            return characters
         result: list[str] = []
         start = 0
         for part, encoded in zip(parts, self._encoded, strict=True):
@@ -204,7 +210,7 @@ class FPE:
 
     def _each(self, values: Sequence[str], transform: _Transform, unfit: str) -> list[str | Unfit]:
         results: list[str | Unfit] = [Unfit(unfit)] * len(values)
-        by_length: dict[int, list[tuple[int, list[str], str]]] = {}
+        by_length: dict[int, list[tuple[int, Sequence[str], str]]] = {}
         for position, value in enumerate(values):
             split = self._template.split(value)
             if split is not None:
