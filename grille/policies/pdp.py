@@ -1,0 +1,56 @@
+"""The interface of a policy decision point (PDP): a document in, a `Decision` out, or an exception that denies."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from grille.policies.decision import Decision
+
+MAX_ANSWER = 1 << 20
+"""Bytes; a longer answer is refused."""
+
+
+class PolicyUnavailable(Exception):  # noqa: N818 - it names a state, not a mistake
+    """The engine gave no answer: undefined, trap, time-out or over-size.  The caller denies."""
+
+
+class DecisionError(Exception):
+    """The answer is not a decision: an unknown or missing key, an unknown value.  The caller denies."""
+
+
+class PolicyDecisionPoint(Protocol):
+    """What enforcement needs of an engine."""
+
+    @property
+    def revision(self) -> str:
+        """Identifies the bundle in force; part of every cache key."""
+
+    def decide(self, document: bytes) -> Decision:
+        """The decision for one policy input (JSON).  Raises `PolicyUnavailable` or `DecisionError`."""
+
+
+_KEYS = frozenset(field.encode_name for field in msgspec.structs.fields(Decision))
+_decoder = msgspec.json.Decoder(Decision)
+
+
+def decode(raw: bytes) -> Decision:
+    """Decode one answer.  Raises `DecisionError` for anything but a complete, known decision."""
+    if len(raw) > MAX_ANSWER:
+        raise DecisionError("the answer is too long")
+    try:
+        return _decoder.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise DecisionError(str(error)) from None
+
+
+def obligations_not_enforced(decision: Decision) -> str | None:
+    """The first obligation of the decision that this version does not enforce, in words, or None."""
+    if decision.passthrough:
+        return "passthrough"
+    if decision.isolated:
+        return "an isolated connection"
+    if decision.limits.distinct_keys_per_hour is not None:
+        return "a limit on distinct keys"
+    return None
