@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -210,6 +211,49 @@ def test_repaired_checksums_do_not_help(audit: Path, key: Ed25519PrivateKey) -> 
     block_place = next(later for later in places(path) if later.kind == records.BLOCK and later.start > place.start)
     forge(path, block_place, chain.encode_block(forged))
     assert first(verify(audit, key.public_key())) == (place.block, None)
+
+
+def test_a_checksum_that_was_changed_with_its_own_checksum_is_named(audit: Path, key: Ed25519PrivateKey) -> None:
+    path = segments(audit / "worker-000")[0]
+    whole = path.read_bytes()
+    for place in places(path):
+        fields = whole[place.start : place.start + 6] + bytes(4)
+        data = fields + crc32(fields).to_bytes(4, "big")
+        path.write_bytes(whole[: place.start] + data + whole[place.start + 14 :])
+        report = verify(audit, key.public_key())
+        assert first(report) == (place.block, place.event)
+        assert "checksum" in report.problems[0].reason
+
+
+def test_two_pasts_of_one_chain_cannot_be_spliced(
+    audit: Path, open_spool: OpenSpool, make_event: MakeEvent, key: Ed25519PrivateKey
+) -> None:
+    """Whoever can roll the directory back gets two runs signed with the same key; they do not fit together."""
+    path = segments(audit / "worker-000")[-1]
+    before = path.read_bytes()
+    pasts = []
+    for _ in range(2):
+        path.write_bytes(before)
+        spool = open_spool()
+        spool.append(make_event())
+        spool.seal()
+        spool.close()
+        pasts.append(blocks(path))
+    assert verify(audit, key.public_key()).problems == ()
+    path.write_bytes(b"".join([*pasts[0][:-1], pasts[1][-1]]))
+    report = verify(audit, key.public_key())
+    assert first(report) == (int(path.stem) + len(pasts[0]) - 1, None)
+    assert "does not follow" in report.problems[0].reason
+
+
+def test_the_first_block_must_name_the_key(audit: Path, key: Ed25519PrivateKey) -> None:
+    path = segments(audit / "worker-000")[0]
+    place = next(place for place in places(path) if place.kind == records.BLOCK)
+    block = chain.decode_block(path.read_bytes()[place.start + 14 : place.end])
+    assert block is not None
+    header = msgspec.structs.replace(chain.decode_header(block.header), key="0" * 64)
+    forge(path, place, chain.encode_block(chain.seal(header, block.leaves, key)))
+    assert "names another key" in verify(audit, key.public_key()).problems[0].reason
 
 
 def test_a_block_of_another_chain_does_not_fit(audit: Path, open_spool: OpenSpool, key: Ed25519PrivateKey) -> None:
