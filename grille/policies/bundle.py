@@ -78,8 +78,6 @@ def parse(raw: bytes) -> Bundle:
         raise BundleReadError("the bundle's manifest has no revision: build it with `opa build --revision`")
     if not isinstance(data, dict):
         raise BundleReadError("the bundle's data.json is not an object")
-    sources = {
-        name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name.endswith(".rego")
-    }
+    sources = {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name.endswith(".rego")}
     digest = hashlib.sha256(raw).hexdigest()[:12]
     return Bundle(files["policy.wasm"], data, f"{revision}+{digest}", sources)

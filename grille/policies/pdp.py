@@ -12,7 +12,7 @@ MAX_ANSWER = 1 << 20
 """Bytes; a longer answer is refused."""
 
 
-class PolicyUnavailable(Exception):  # noqa: N818 - it names a state, not a mistake
+class PolicyUnavailable(Exception):
     """The engine gave no answer: undefined, trap, time-out or over-size.  The caller denies."""
 
 

@@ -63,8 +63,8 @@ class WasmEngine:
         for count in range(5):
             kind = wasmtime.FuncType([i32] * (2 + count), [i32])
             linker.define(store, "env", f"opa_builtin{count}", wasmtime.Func(store, kind, _no_builtin))
-        exports = linker.instantiate(store, module).exports(store)
-        self._exports: Any = exports
+        exports: Any = linker.instantiate(store, module).exports(store)
+        self._exports = exports
         major, minor = (exports[f"opa_wasm_abi_{part}version"].value(store) for part in ("", "minor_"))
         if major != 1 or minor < 2:
             raise BundleError(f"policy.wasm has ABI {major}.{minor}; 1.2 or later is needed")

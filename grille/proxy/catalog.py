@@ -15,8 +15,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from grille.proxy.config import Database
 from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type
+from grille.proxy.config import Database
 
 _FINGERPRINT = """
 SELECT (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_class)
@@ -95,9 +95,14 @@ async def connect(database: Database) -> asyncpg.Connection:
     if database.password_file is not None:
         options["password"] = database.password_file.read_text().partition("\n")[0]
     return await asyncpg.connect(
-        host=database.host, port=database.port, user=database.role, database=database.database,
-        timeout=database.connect_timeout, command_timeout=60,
-        server_settings={"application_name": "grille catalogue", "search_path": "pg_catalog"}, **options,
+        host=database.host,
+        port=database.port,
+        user=database.role,
+        database=database.database,
+        timeout=database.connect_timeout,
+        command_timeout=60,
+        server_settings={"application_name": "grille catalogue", "search_path": "pg_catalog"},
+        **options,
     )
 
 
@@ -110,8 +115,13 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
         rows = {
             key: await connection.fetch(query)
             for key, query in {
-                "relations": _RELATIONS, "columns": _COLUMNS, "keys": _KEYS, "types": _TYPES,
-                "functions": _FUNCTIONS, "operators": _OPERATORS, "casts": _CASTS,
+                "relations": _RELATIONS,
+                "columns": _COLUMNS,
+                "keys": _KEYS,
+                "types": _TYPES,
+                "functions": _FUNCTIONS,
+                "operators": _OPERATORS,
+                "casts": _CASTS,
             }.items()
         }
     columns: dict[int, list[Column]] = {}
@@ -123,19 +133,36 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
     relations = {}
     for row in rows["relations"]:
         relations[row[1], row[2]] = Relation(
-            oid=row[0], schema=row[1], name=row[2], kind=row[3], row_type=row[4], columns=tuple(columns.get(row[0], ())),
-            parents=tuple(row[5]), unique_keys=tuple(keys.get(row[0], ())), has_triggers=row[6], has_rules=row[7],
+            oid=row[0],
+            schema=row[1],
+            name=row[2],
+            kind=row[3],
+            row_type=row[4],
+            columns=tuple(columns.get(row[0], ())),
+            parents=tuple(row[5]),
+            unique_keys=tuple(keys.get(row[0], ())),
+            has_triggers=row[6],
+            has_rules=row[7],
         )
     parts = (
-        system, version, name, relations,
+        system,
+        version,
+        name,
+        relations,
         {row[0]: Type(*row) for row in rows["types"]},
         {row[0]: Function(*row[:4], tuple(row[4]), *row[5:]) for row in rows["functions"]},
         {row[0]: Operator(*row) for row in rows["operators"]},
         {(row[0], row[1]): Cast(*row) for row in rows["casts"]},
     )
-    encoded = msgspec.msgpack.encode([
-        system, version, name, sorted(relations.items()), *(sorted(part.items()) for part in parts[4:]),
-    ])
+    encoded = msgspec.msgpack.encode(
+        [
+            system,
+            version,
+            name,
+            sorted(relations.items()),
+            *(sorted(part.items()) for part in parts[4:]),
+        ]
+    )
     return Catalog(hashlib.sha256(encoded).hexdigest()[:32], version, name, *parts[3:])
 
 

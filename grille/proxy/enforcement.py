@@ -29,8 +29,8 @@ from grille.policies.decision import (
 )
 from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavailable, obligations_not_enforced
 from grille.protocols.operation import Operation
-from grille.protocols.postgres import codecs, lexer
-from grille.protocols.postgres.analysis import Sensitive
+from grille.protocols.postgres import lexer
+from grille.protocols.postgres.analysis import Analysis, Sensitive
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
@@ -209,8 +209,12 @@ class Enforcement:
                 raise Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
             governed = [u for u in understood if u.command is None]
             if governed and len(governed) != len(understood):
-                raise Refusal("ST-05", "Session and transaction commands cannot share a text with other statements.",
-                              sqlstate="0A000", hint="Send each as a statement of its own.")
+                raise Refusal(
+                    "ST-05",
+                    "Session and transaction commands cannot share a text with other statements.",
+                    sqlstate="0A000",
+                    hint="Send each as a statement of its own.",
+                )
         understood_at = time.perf_counter_ns()
         prepared = []
         for one in understood:
@@ -237,8 +241,11 @@ class Enforcement:
         if prepared.understood.is_template:
             values, formats = prepared.constants, ()
         if len(values) != plan.client_parameters:
-            raise Refusal("ST-01", f"The statement takes {plan.client_parameters} parameters, not {len(values)}.",
-                          sqlstate="08P01")
+            raise Refusal(
+                "ST-01",
+                f"The statement takes {plan.client_parameters} parameters, not {len(values)}.",
+                sqlstate="08P01",
+            )
         all_formats = _spread(formats, len(values))
         filled: list[bytes | None] = [*values, *(literal.encode() for literal in plan.literals)]
         all_formats += [0] * len(plan.literals)
@@ -272,15 +279,17 @@ class Enforcement:
                     places.append((index, column))
         if requests:
             decoded = await self._call(self._provider.decode, requests)
-            for (index, column), value in zip(places, decoded, strict=True):
+            for (index, column), clear in zip(places, decoded, strict=True):
                 transform = plan.results[column]
                 assert transform is not None  # noqa: S101
-                shown: str | None
-                if isinstance(value, Unfit):
-                    raise Refusal("TK-02", "A stored value is not a token of its column's transformation.",
-                                  sqlstate="XX001", hint="Tell the operator of this proxy: the column may hold values "
-                                  "that were never tokenized.")
-                shown = value if transform.mask is None else masking.apply(transform.mask, value)
+                if isinstance(clear, Unfit):
+                    raise Refusal(
+                        "TK-02",
+                        "A stored value is not a token of its column's transformation.",
+                        sqlstate="XX001",
+                        hint="Tell the operator of this proxy: the column may hold values that were never tokenized.",
+                    )
+                shown = clear if transform.mask is None else masking.apply(transform.mask, clear)
                 rows[index][column] = None if shown is None else shown.encode()
         return rows
 
@@ -290,17 +299,27 @@ class Enforcement:
         decision = verdict.decision
         if (decision.not_before and now < decision.not_before) or (decision.not_after and now >= decision.not_after):
             raise _identified(
-                Refusal("AC-04", "The decision for this statement is not valid at this time.",
-                        hint="Ask the owner of this agent's policy when access is open."), verdict.id)
+                Refusal(
+                    "AC-04",
+                    "The decision for this statement is not valid at this time.",
+                    hint="Ask the owner of this agent's policy when access is open.",
+                ),
+                verdict.id,
+            )
 
     def is_current(self, prepared: Prepared) -> bool:
-        """False if policy or catalogue changed since `prepared` was made, or its decision has expired: prepare again."""
+        """False if policy or catalogue changed since `prepared` was made, or its decision expired: prepare again."""
         self._follow_catalog()
         verdict = prepared.verdict
         if verdict is None:
             return True
-        return verdict.revision == self._pdp().revision and time.monotonic() < verdict.expires and (
-            prepared.plan is not None and self.plans.get(self._plan_key(prepared.understood, verdict)) is prepared.plan
+        return (
+            verdict.revision == self._pdp().revision
+            and time.monotonic() < verdict.expires
+            and (
+                prepared.plan is not None
+                and self.plans.get(self._plan_key(prepared.understood, verdict)) is prepared.plan
+            )
         )
 
     # Understanding
@@ -370,7 +389,7 @@ class Enforcement:
             found.append(Understood(text, one, types, None, analysis.operation, action, is_template, count))
         return tuple(found)
 
-    def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]) -> Analysis:
         assert self._resolver is not None and self._purity is not None  # noqa: S101
         try:
             return analyze(statement, self._resolver, self._purity, self._sensitive, types)
@@ -396,13 +415,20 @@ class Enforcement:
             self._on_decision(verdict)
         decision = verdict.decision
         if not decision.allow:
-            refusal = Refusal(decision.control, decision.reason,
-                              hint="Ask the owner of this agent's policy if the task needs it.")
+            refusal = Refusal(
+                decision.control, decision.reason, hint="Ask the owner of this agent's policy if the task needs it."
+            )
             raise _identified(refusal, verdict.id)
         missing = obligations_not_enforced(decision)
         if missing is not None:
-            raise _identified(Refusal("AC-05", f"The policy asks for {missing}, which this proxy cannot enforce.",
-                                      hint="Tell the owner of this agent's policy."), verdict.id)
+            raise _identified(
+                Refusal(
+                    "AC-05",
+                    f"The policy asks for {missing}, which this proxy cannot enforce.",
+                    hint="Tell the owner of this agent's policy.",
+                ),
+                verdict.id,
+            )
         self.still_valid(verdict)
         return verdict, cached
 
@@ -412,8 +438,12 @@ class Enforcement:
         try:
             decision = pdp.decide(document)
         except (PolicyUnavailable, DecisionError) as error:
-            refusal = Refusal("AC-02", "The policy engine gave no usable answer, so the statement is denied.",
-                              hint="Try again later, and tell the operator of this proxy.", detail_for_audit=str(error))
+            refusal = Refusal(
+                "AC-02",
+                "The policy engine gave no usable answer, so the statement is denied.",
+                hint="Try again later, and tell the operator of this proxy.",
+                detail_for_audit=str(error),
+            )
             raise _identified(refusal, identifier) from None
         try:
             terms, values = self._terms(decision)
@@ -447,14 +477,21 @@ class Enforcement:
                 read = obligation.read
                 known = read in ("clear", "token", "deny") or read.removeprefix("mask:") in masking.MASKS
                 if not known or (read.startswith("mask:") is False and read not in ("clear", "token", "deny")):
-                    raise Refusal("AC-05", "The policy asks for a mask that this proxy does not know.",
-                                  hint="Tell the owner of this agent's policy.")
+                    raise Refusal(
+                        "AC-05",
+                        "The policy asks for a mask that this proxy does not know.",
+                        hint="Tell the owner of this agent's policy.",
+                    )
                 columns[column] = ColumnTerms(read, obligation.predicate == "equality", obligation.write == "allow")
             for key in decision.columns:
                 owner, _, column = key.rpartition(".")
                 if owner == relation and column not in columns:
-                    raise Refusal("AC-05", "The policy speaks of a column that the configuration does not list as "
-                                  "sensitive.", hint="Tell the operator of this proxy.", detail_for_audit=key)
+                    raise Refusal(
+                        "AC-05",
+                        "The policy speaks of a column that the configuration does not list as sensitive.",
+                        hint="Tell the operator of this proxy.",
+                        detail_for_audit=key,
+                    )
             relations[relation] = RelationTerms(condition, columns)
         return Terms(relations, decision.locks), values
 
@@ -472,8 +509,9 @@ class Enforcement:
         statements = parse_text(understood.text, limit=self._max_statement)
         index = int(understood.digest.partition(b".")[2] or b"0")
         try:
-            analysis = analyze(statements[index], self._resolver, self._purity, self._sensitive,
-                               understood.parameter_types)
+            analysis = analyze(
+                statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
+            )
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types)
         except Refusal as refusal:
             raise _identified(refusal, verdict.id) from None
@@ -497,8 +535,12 @@ class Enforcement:
         for place, token in zip(places, encoded, strict=True):
             if isinstance(token, Unfit):
                 if plan.writes:
-                    raise Refusal("TK-02", f"A value does not fit the format of its column: {token.reason}.",
-                                  sqlstate="22023", hint="Correct the value and send the statement again.")
+                    raise Refusal(
+                        "TK-02",
+                        f"A value does not fit the format of its column: {token.reason}.",
+                        sqlstate="22023",
+                        hint="Correct the value and send the statement again.",
+                    )
                 # No stored token can equal a value that has none; this text is no token either.
                 values[place] = b"\x01"
             else:
@@ -510,9 +552,13 @@ class Enforcement:
         try:
             return await method(requests)  # type: ignore[misc, no-any-return]
         except TokenizationError as error:
-            raise Refusal("TK-01", "The tokenization provider does not answer, so the statement is denied.",
-                          sqlstate="58000", hint="Try again later. Statements without tokenized columns go on.",
-                          detail_for_audit=str(error)) from None
+            raise Refusal(
+                "TK-01",
+                "The tokenization provider does not answer, so the statement is denied.",
+                sqlstate="58000",
+                hint="Try again later. Statements without tokenized columns go on.",
+                detail_for_audit=str(error),
+            ) from None
 
 
 def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
@@ -537,12 +583,18 @@ def _condition(row_filter: Filter, relation: str, values: list[object]) -> Condi
     assert isinstance(row_filter, FieldFilter)  # noqa: S101
     prefix, _, column = row_filter.field.rpartition(".")
     if prefix not in ("", relation, relation.rpartition(".")[2]):
-        raise Refusal("AC-05", "The policy's row filter names a column of another relation.",
-                      hint="Tell the owner of this agent's policy.")
+        raise Refusal(
+            "AC-05",
+            "The policy's row filter names a column of another relation.",
+            hint="Tell the owner of this agent's policy.",
+        )
     is_list = isinstance(row_filter.value, tuple)
     if row_filter.value is None or is_list != (row_filter.operator == "in"):
-        raise Refusal("AC-05", "The policy's row filter has a value that its operator cannot take.",
-                      hint="Tell the owner of this agent's policy.")
+        raise Refusal(
+            "AC-05",
+            "The policy's row filter has a value that its operator cannot take.",
+            hint="Tell the owner of this agent's policy.",
+        )
     values.append(row_filter.value)
     return Compare(row_filter.operator, column, len(values) - 1)
 
@@ -573,6 +625,3 @@ def _spread(formats: Sequence[int], count: int) -> list[int]:
 def _identified(refusal: Refusal, identifier: str) -> Refusal:
     refusal.decision_id = identifier
     return refusal
-
-
-__all__ = ["Enforcement", "Prepared", "Understood", "Verdict", "codecs", "policy_input"]

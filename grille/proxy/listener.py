@@ -13,7 +13,7 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
 from grille.controls import Refusal
@@ -38,7 +38,6 @@ _TLS_RECORD: Final = b"\x16"
 _BACKLOG: Final = 1024
 _ACCEPT_PAUSE: Final = 0.2
 _SHUTDOWN_SECONDS: Final = 2.0
-_OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Session(Protocol):
@@ -46,9 +45,6 @@ class Session(Protocol):
 
     async def run(self) -> None:
         """Serve the client until one side ends it."""
-
-    def drain(self) -> None:
-        """End as soon as no transaction is open."""
 
 
 SessionFactory = Callable[[ByteStream, Agent, str], Session]
@@ -65,11 +61,11 @@ class Listener:
         registry: Registry,
         session_factory: SessionFactory,
         *,
-        cancel: Callable[[CancelRequest], Awaitable[None]],
+        cancel: Callable[[int, bytes], object],
         on_refused: Callable[[str, str, str], None],
     ) -> None:
-        """``cancel`` does no more than the request's key allows.  ``on_refused`` hears of every connection that did not
-        become a session: peer address, control, reason.
+        """``cancel`` gets process id and secret, and does no more than they allow.  ``on_refused`` gets peer, control
+        and reason of every connection that was not let become a session.
         """
         self._settings = settings
         self._certificates = certificates
@@ -117,12 +113,14 @@ class Listener:
             self._socket.close()
             self._socket = None
 
-    async def drain(self, seconds: float) -> None:
-        """Close the port, let every session finish its transaction, and end what is left after ``seconds``."""
+    async def finish(self, seconds: float) -> None:
+        """Close the port, wait until the sessions have ended by themselves, and end what is left after ``seconds``.
+
+        A connection that is about to become a session is told 57P01 from now on; to tell the sessions is not the
+        listener's part.
+        """
         self._draining = True
         await self.stop_accepting()
-        for session in list(self.sessions):
-            session.drain()
         if self._connections:
             await asyncio.wait(self._connections, timeout=seconds)
         await self.close()
@@ -144,7 +142,8 @@ class Listener:
             try:
                 accepted, address = await loop.sock_accept(listening)
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
+                if error.errno != errno.ECONNABORTED:
+                    # most likely out of file descriptors: try again when some may have been closed
                     log.error("cannot accept a connection", extra={"fields": {"error": error.strerror}})
                     await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
@@ -175,12 +174,15 @@ class Listener:
                 stream = await self._handshake(accepted)
                 tls: ssl.SSLObject = stream.extra("ssl_object")  # noqa: S610
                 if kind == "direct" and tls.selected_alpn_protocol() != ALPN:
-                    raise _in_clear(f'direct TLS did not ask for the application protocol "{ALPN}"')
-                agent = await self._authenticate(stream, presented_chain(tls), peer)
-            if agent is not None:
-                await self._run(stream, agent, peer)
+                    self._on_refused(peer, "ID-03", f'direct TLS did not ask for the application protocol "{ALPN}"')
+                    return
+                agent = self._authenticate(presented_chain(tls))
+            await self._run(stream, agent, peer)
         except Refusal as refusal:
-            self._record(peer, refusal)
+            detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
+            self._on_refused(peer, refusal.control, refusal.message + detail)
+            if stream is not None:
+                await self._tell(stream, refusal)
         except TimeoutError:
             self._on_refused(peer, "WP-04", "the handshake took too long")
         except OSError:
@@ -190,18 +192,16 @@ class Listener:
                 await _close(stream)
 
     async def _run(self, stream: ByteStream, agent: Agent, peer: str) -> None:
-        session = self._session_factory(stream, agent, peer)
-        self.sessions.add(session)
+        session: Session | None = None
         try:
+            session = self._session_factory(stream, agent, peer)
+            self.sessions.add(session)
             await session.run()
         except Exception:
             log.exception("a session failed", extra={"fields": {"peer": peer, "agent": agent.spiffe_id}})
         finally:
-            self.sessions.discard(session)
-
-    def _record(self, peer: str, refusal: Refusal) -> None:
-        detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
-        self._on_refused(peer, refusal.control, refusal.message + detail)
+            if session is not None:
+                self.sessions.discard(session)
 
     async def _before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
         """Answer what comes in clear until a TLS handshake is next; None when the connection is done.
@@ -225,7 +225,7 @@ class Listener:
                 case GSSENCRequest():
                     raise _in_clear("GSSAPI encryption was already refused")
                 case CancelRequest() as request:
-                    await self._cancel(request)
+                    self._cancel(request.process_id, request.secret)
                     return None
                 case StartupMessage():
                     refusal = _in_clear("a connection without TLS is not accepted")
@@ -257,37 +257,30 @@ class Listener:
             alert_socket.close()
         return stream
 
-    async def _authenticate(self, stream: ByteStream, chain: list[bytes], peer: str) -> Agent | None:
-        """Who shook hands; None for one who was refused and told so."""
-        try:
-            agent = identify(chain, self._certificates.current.bundles, self._registry)
-            if self._draining:
-                raise Refusal("OP-01", "the proxy is shutting down", sqlstate="57P01", fatal=True)
-            if len(self.sessions) >= self._settings.max_connections:
-                raise Refusal("WP-03", "this proxy has no room for more connections", sqlstate="53300", fatal=True)
-        except Refusal as refusal:
-            self._record(peer, refusal)
-            with contextlib.suppress(TimeoutError):
-                await _tell(stream, refusal)
-            return None
+    def _authenticate(self, chain: list[bytes]) -> Agent:
+        """Who shook hands.  Raises `Refusal`."""
+        agent = identify(chain, self._certificates.current.bundles, self._registry)
+        if self._draining:
+            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
+        if len(self.sessions) >= self._settings.max_connections:
+            raise Refusal("WP-03", "this node has no room for more connections", sqlstate="53300", fatal=True)
         return agent
 
+    async def _tell(self, stream: ByteStream, refusal: Refusal) -> None:
+        """Answer the startup message with a refusal.
 
-async def _tell(stream: ByteStream, refusal: Refusal) -> None:
-    """Answer the startup message with a refusal.
-
-    The message is read first: closing a socket that holds unread bytes resets the connection, and the client would
-    not see the answer.
-    """
-    frames = StartupFrames()
-    with contextlib.suppress(ProtocolViolation):
-        while next(frames, None) is None:
-            data = await stream.receive()
-            if not data:
-                return
-            frames.feed(data)
-    stream.send(ErrorResponse(refusal_fields(refusal)).encode())
-    await stream.drain()
+        The message is read first: closing a socket that holds unread bytes resets the connection, and the client would
+        not see the answer.
+        """
+        frames = StartupFrames()
+        with contextlib.suppress(ProtocolViolation, TimeoutError):
+            async with asyncio.timeout(self._settings.handshake_timeout):
+                while next(frames, None) is None:
+                    data = await stream.receive()
+                    if not data:
+                        return
+                    frames.feed(data)
+        stream.send(ErrorResponse(refusal_fields(refusal)).encode())
 
 
 async def _close(stream: ByteStream) -> None:

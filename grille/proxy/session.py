@@ -200,17 +200,10 @@ class Services:
     cancels: CancelTable
     server_version: Callable[[str], str]
     """The version of a database's server as it reports it, like ``18.4``."""
-    refresh: Callable[[str], Awaitable[None]]
+    refresh: Callable[[str], Awaitable[object]]
     """Read a database's catalogue anew, because a statement met one that had changed."""
     quotas: Quotas = field(default_factory=Quotas)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
-    sessions: set[Session] = field(default_factory=set)
-
-    def drain(self) -> None:
-        """Begin to end: idle sessions are closed now, the others after their transaction."""
-        self.draining.set()
-        for session in tuple(self.sessions):
-            session.interrupt()
 
 
 # one session
@@ -232,7 +225,8 @@ _NO_LIMITS: Final = Limits()
 class Session:
     """One authenticated connection.  `run` returns when it is over; the stream is closed then."""
 
-    def __init__(self, stream: ByteStream, agent: Agent, services: Services) -> None:
+    def __init__(self, stream: ByteStream, agent: Agent, services: Services, peer: str = "") -> None:
+        """``peer`` is the client's address and port; nothing has been read from the stream after its TLS handshake."""
         self._stream = stream
         self._agent = agent
         self._services = services
@@ -249,7 +243,7 @@ class Session:
         self._state = state.ClientState()
         self._state.happened(state.Event.ENCRYPTED)
         self._id = event_id(time.time())
-        self._peer = _address(stream)
+        self._peer = peer
         self._settings = Settings()
         self._initial = Settings()
         self._chain = Chain()
@@ -290,7 +284,6 @@ class Session:
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
-        self._services.sessions.add(self)
         self._services.metrics.sessions.inc()
         connected = False
         try:
@@ -302,12 +295,14 @@ class Session:
         except (ClientGone, ConnectionError):
             pass
         except asyncio.CancelledError:
+            # The node does not wait any longer.
+            ending = Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
+            self._stream.send(ErrorResponse(refusal_fields(ending)).encode())
             raise
         except Exception:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
-            self._services.sessions.discard(self)
             self._services.metrics.sessions.dec()
             if self._key is not None:
                 self._services.cancels.remove(self._key.process_id)
@@ -445,6 +440,11 @@ class Session:
                     ) from None
             finally:
                 self._timeout = None
+
+    def drain(self) -> None:
+        """End now if the session is idle, else after its transaction."""
+        self._services.draining.set()
+        self.interrupt()
 
     def interrupt(self) -> None:
         """Look again whether the session has to end, if it is waiting for its client."""
@@ -1527,8 +1527,3 @@ def _text_of(message: FrontendMessage) -> str:
 
 def _discarded_query(message: FrontendMessage) -> bool:
     return isinstance(message, Oversized) and message.discarded == Query.kind
-
-
-def _address(stream: ByteStream) -> str:
-    name = stream.extra("peername")  # noqa: S610  (not Django)
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""

@@ -44,7 +44,9 @@ def build(sources: Path = SOURCES, output: Path = DEMO) -> None:
     """Write the bundle.  Raises FileNotFoundError without `opa`, ValueError with OPA's message if it refuses."""
     opa = find_opa()
     if opa is None:
-        raise FileNotFoundError("the `opa` program is not installed: go install github.com/open-policy-agent/opa@v1.22.2")
+        raise FileNotFoundError(
+            "the `opa` program is not installed: go install github.com/open-policy-agent/opa@v1.22.2"
+        )
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "policy"
         for path in source_files(sources):

@@ -46,8 +46,8 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     name: frozenset(fields.split()) | _TRIVIAL
     for name, fields in {
         "SelectStmt": "distinct_clause target_list from_clause where_clause group_clause group_distinct having_clause "
-        "window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op all "
-        "larg rarg",
+        "window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op "
+        "all larg rarg",
         "InsertStmt": "relation cols select_stmt on_conflict_clause returning_clause override",
         "UpdateStmt": "relation target_list where_clause from_clause returning_clause with_clause",
         "DeleteStmt": "relation using_clause where_clause returning_clause with_clause",
@@ -390,8 +390,12 @@ class Analyzer:
             inner += [item] if item.kind == "relation" else item.inner
         self._expand_stars(select.target_list, scope, select=select)
         if not select.target_list:
-            raise Refusal("ST-02", "A SELECT without a select list is not supported.", sqlstate="0A000",
-                          hint="Name at least one column or constant.")
+            raise Refusal(
+                "ST-02",
+                "A SELECT without a select list is not supported.",
+                sqlstate="0A000",
+                hint="Name at least one column or constant.",
+            )
         if select.HasField("where_clause"):
             self._qual(select.where_clause, scope)
         fields = [self._output(target.res_target, scope) for target in select.target_list]
@@ -415,8 +419,9 @@ class Analyzer:
         left, left_inner = self._select(select.larg, scope)
         right, right_inner = self._select(select.rarg, scope)
         if len(left) != len(right):
-            raise Refusal("ST-01", "Each branch of a set operation must have the same number of columns.",
-                          sqlstate="42601")
+            raise Refusal(
+                "ST-01", "Each branch of a set operation must have the same number of columns.", sqlstate="42601"
+            )
         fields = [self._merge(a, b) for a, b in zip(left, right, strict=True)]
         self._sort(select.sort_clause, scope, fields, outputs_only=True)
         self._limits(select, scope)
@@ -448,8 +453,12 @@ class Analyzer:
             cte = node.common_table_expr
             _closed(cte)
             if kind_of(cte.ctequery) != "select_stmt":
-                raise Refusal("ST-02", "A WITH query that writes is not supported.", sqlstate="0A000",
-                              hint="Send the INSERT, UPDATE or DELETE as a statement of its own, with RETURNING.")
+                raise Refusal(
+                    "ST-02",
+                    "A WITH query that writes is not supported.",
+                    sqlstate="0A000",
+                    hint="Send the INSERT, UPDATE or DELETE as a statement of its own, with RETURNING.",
+                )
             names = [name.string.sval for name in cte.aliascolnames]
             select = cte.ctequery.select_stmt
             query_scope = scope
@@ -495,12 +504,12 @@ class Analyzer:
                 names = names[:width]
             if query.values_lists:
                 if query.HasField("with_clause") or query.sort_clause or query.HasField("limit_count"):
-                    raise Refusal("ST-02", "VALUES with WITH, ORDER BY or LIMIT is not supported in INSERT.",
-                                  sqlstate="0A000")
+                    raise Refusal(
+                        "ST-02", "VALUES with WITH, ORDER BY or LIMIT is not supported in INSERT.", sqlstate="0A000"
+                    )
                 for row in query.values_lists:
                     if len(row.list.items) != len(names):
-                        raise Refusal("ST-01", "INSERT has a different number of columns and values.",
-                                      sqlstate="42601")
+                        raise Refusal("ST-01", "INSERT has a different number of columns and values.", sqlstate="42601")
                     for name, cell in zip(names, row.list.items, strict=True):
                         self._assign(relation, name, cell, scope)
             else:
@@ -557,9 +566,7 @@ class Analyzer:
         names = self._assignments(update.target_list, item, scope)
         self._written(item, "update", names)
         self._returning(update, scope)
-        self._result.sites.append(
-            WriteSite(update, "update", item, tuple(names), update.HasField("returning_clause"))
-        )
+        self._result.sites.append(WriteSite(update, "update", item, tuple(names), update.HasField("returning_clause")))
 
     def _delete(self, delete: Any, root: Scope) -> None:
         _closed(delete)
@@ -611,9 +618,12 @@ class Analyzer:
         if label is None and source.label is None:
             return
         if label is None or source.label is None or source.label.token_domain != label.token_domain:
-            raise Refusal("CO-03", f'Column "{relation.name}.{name}" cannot take this value: a token may only be copied '
-                          "between columns of one token domain.",
-                          hint="INSERT ... SELECT may copy a tokenized column to a tokenized column of the same domain.")
+            raise Refusal(
+                "CO-03",
+                f'Column "{relation.name}.{name}" cannot take this value: a token may only be copied '
+                "between columns of one token domain.",
+                hint="INSERT ... SELECT may copy a tokenized column to a tokenized column of the same domain.",
+            )
 
     def _written(self, item: Item, access: Access, names: Sequence[str]) -> None:
         for name in names:
@@ -634,13 +644,16 @@ class Analyzer:
         if relation.kind not in "rp":
             raise Refusal("ST-02", f'"{relation.name}" cannot be written through the proxy: it is not a table.')
         if relation.has_triggers or relation.has_rules:
-            raise Refusal("ST-02", f'"{relation.name}" has triggers or rules that are not listed: it cannot be written.')
+            raise Refusal(
+                "ST-02", f'"{relation.name}" has triggers or rules that are not listed: it cannot be written.'
+            )
         name = var.alias.aliasname if var.HasField("alias") else relation.name
         if var.HasField("alias"):
             _closed(var.alias)
             if var.alias.colnames:
-                raise Refusal("ST-02", "A column alias list on the target of a write is not supported.",
-                              sqlstate="0A000")
+                raise Refusal(
+                    "ST-02", "A column alias list on the target of a write is not supported.", sqlstate="0A000"
+                )
         item = self._item(name, "target", relation)
         item.only = not var.inh
         self._use(item, access)
@@ -699,7 +712,9 @@ class Analyzer:
         builtin = tree.operator("<", tree.column(key), tree.integer_constant(FIRST_USER_OID))
         select = tree.subselect(
             [tree.target(tree.column(f.name)) for f in fields],
-            pb.Node(range_var=tree.relation("pg_catalog", var.relname)), builtin, fence=False,
+            pb.Node(range_var=tree.relation("pg_catalog", var.relname)),
+            builtin,
+            fence=False,
         )
         name = alias or var.relname
         subselect = pb.RangeSubselect(subquery=pb.Node(select_stmt=select), alias=pb.Alias(aliasname=name))
@@ -709,8 +724,11 @@ class Analyzer:
     def _join(self, join: Any, scope: Scope) -> Namespace:
         _closed(join)
         left = self._from(join.larg, scope)
-        right_scope = Scope(scope.parent, Namespace(scope.namespace.entries + left.entries,
-                                                    scope.namespace.items + left.items), scope.ctes)
+        right_scope = Scope(
+            scope.parent,
+            Namespace(scope.namespace.entries + left.entries, scope.namespace.items + left.items),
+            scope.ctes,
+        )
         right = self._from(join.rarg, right_scope)
         if join.is_natural:
             join.is_natural = False
@@ -741,8 +759,8 @@ class Analyzer:
         for entry in (one, other):
             for owner in entry.owners:
                 self._touch(owner, name, predicate=True)
-        leakproof = one.field.plain and other.field.plain and self._leakproof_operator(
-            "=", one.field.type, other.field.type
+        leakproof = (
+            one.field.plain and other.field.plain and self._leakproof_operator("=", one.field.type, other.field.type)
         )
         if not leakproof:
             items = tuple(dict.fromkeys(one.owners + other.owners))
@@ -865,16 +883,24 @@ class Analyzer:
         while level is not None:
             matches = [entry for entry in level.namespace.entries if entry.name == name]
             if len(matches) > 1:
-                raise Refusal("ST-03", f'Column reference "{name}" is ambiguous.', sqlstate="42702",
-                              hint="Qualify it with the name or alias of its relation.")
+                raise Refusal(
+                    "ST-03",
+                    f'Column reference "{name}" is ambiguous.',
+                    sqlstate="42702",
+                    hint="Qualify it with the name or alias of its relation.",
+                )
             if matches:
                 entry = matches[0]
                 for owner in entry.owners:
                     self._touch(owner, name, predicate=self._in_predicate)
                 return _Info(entry.field.type, entry.field.label, entry.field.plain)
             if any(item.name == name for item in level.namespace.items):
-                raise Refusal("ST-02", f'A reference to the whole row of "{name}" is not supported.', sqlstate="0A000",
-                              hint="Name the columns that you need.")
+                raise Refusal(
+                    "ST-02",
+                    f'A reference to the whole row of "{name}" is not supported.',
+                    sqlstate="0A000",
+                    hint="Name the columns that you need.",
+                )
             level = level.parent
         raise unavailable_column(name)
 
@@ -991,7 +1017,9 @@ class Analyzer:
         if info.label is not None:
             self._equality_on(info.label)
 
-    def _sort(self, clause: Iterable[Node], scope: Scope, fields: Sequence[Field], *, outputs_only: bool = False) -> None:
+    def _sort(
+        self, clause: Iterable[Node], scope: Scope, fields: Sequence[Field], *, outputs_only: bool = False
+    ) -> None:
         for node in clause:
             _closed(node.sort_by)
             self._sort_key(node.sort_by.node, scope, fields, ordering=True, outputs_only=outputs_only)
@@ -1188,8 +1216,11 @@ class Analyzer:
             assert label is not None  # noqa: S101
             other = right_node if left.label else left_node
             if not self._encode_operand(other, label, seen=True):
-                raise _token_refusal(label, "be compared with an expression, only with a constant, a parameter or "
-                                     "a column of the same token domain")
+                raise _token_refusal(
+                    label,
+                    "be compared with an expression, only with a constant, a parameter or "
+                    "a column of the same token domain",
+                )
         self._equality_on(left.label, right.label)
 
     def _equality_on(self, *labels: Label | None) -> None:
@@ -1240,8 +1271,12 @@ class Analyzer:
         left_type = 0 if left is None else left.type
         candidates = self._resolver.operator(name, left_type, right.type)
         if not candidates:
-            raise Refusal("ST-04", f'No listed operator "{name}" takes these operands.', sqlstate="42883",
-                          hint="Add explicit casts, or use another operator.")
+            raise Refusal(
+                "ST-04",
+                f'No listed operator "{name}" takes these operands.',
+                sqlstate="42883",
+                hint="Add explicit casts, or use another operator.",
+            )
         for candidate in candidates:
             if not self._purity.pure(candidate.function):
                 raise Refusal("ST-04", f'Operator "{name}" is not on the list of operators that agents may use.')
@@ -1296,7 +1331,9 @@ class Analyzer:
 
     def _func_call(self, node: Node, message: Any, scope: Scope) -> _Info:
         names = [part.string.sval for part in message.funcname]
-        if len(names) > 2 or (len(names) == 2 and message.funcformat == pb.COERCE_SQL_SYNTAX and names[0] != "pg_catalog"):
+        if len(names) > 2 or (
+            len(names) == 2 and message.funcformat == pb.COERCE_SQL_SYNTAX and names[0] != "pg_catalog"
+        ):
             raise _function_refusal(names[-1])
         schema = names[0] if len(names) == 2 else None
         name = names[-1]
@@ -1313,7 +1350,10 @@ class Analyzer:
             else:
                 self._unlabelled(argument, info)
             infos.append(info)
-        self._sort(message.agg_order, scope, ())
+        if message.agg_within_group:
+            infos += self._all([node.sort_by.node for node in message.agg_order], scope)
+        else:
+            self._sort(message.agg_order, scope, ())
         if message.HasField("agg_filter"):
             self._expression_bool(message.agg_filter, scope)
         if message.HasField("over"):
@@ -1358,7 +1398,10 @@ class Analyzer:
                 pb.SVFOP_LOCALTIME_N: 1083,
                 pb.SVFOP_LOCALTIMESTAMP: 1114,
                 pb.SVFOP_LOCALTIMESTAMP_N: 1114,
-            }.get(message.op, 1184), None, True, True,
+            }.get(message.op, 1184),
+            None,
+            True,
+            True,
         )
 
     def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
@@ -1371,7 +1414,9 @@ class Analyzer:
         if not self._resolver.castable(info.type, wanted):
             raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
         leakproof = info.leakproof and (
-            info.constant or info.type == wanted or bool(info.type and self._resolver.binary_coercible(info.type, wanted))
+            info.constant
+            or info.type == wanted
+            or bool(info.type and self._resolver.binary_coercible(info.type, wanted))
         )
         return _Info(self._base(wanted), None, leakproof, info.constant)
 
@@ -1431,8 +1476,9 @@ class Analyzer:
 
     def _a_array_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         infos = self._all(message.elements, scope)
-        return _Info(self._array_of(_common(infos)), None, all(i.leakproof for i in infos),
-                     all(i.constant for i in infos))
+        return _Info(
+            self._array_of(_common(infos)), None, all(i.leakproof for i in infos), all(i.constant for i in infos)
+        )
 
     def _row_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         self._all(message.args, scope)
@@ -1452,8 +1498,10 @@ class Analyzer:
     def _collate_clause(self, _node: Node, message: Any, scope: Scope) -> _Info:
         info = self._all([message.arg], scope)[0]
         names = [part.string.sval for part in message.collname]
-        if names[-1] not in ("C", "POSIX", "default", "ucs_basic", "unicode", "und-x-icu") or len(names) > 2 or (
-            len(names) == 2 and names[0] != "pg_catalog"
+        if (
+            names[-1] not in ("C", "POSIX", "default", "ucs_basic", "unicode", "und-x-icu")
+            or len(names) > 2
+            or (len(names) == 2 and names[0] != "pg_catalog")
         ):
             raise Refusal("ST-04", "This collation is not on the list of collations that agents may use.")
         return _Info(info.type, None, info.leakproof, info.constant)
@@ -1491,8 +1539,8 @@ class Analyzer:
 
 
 _EXPRESSIONS: Final = frozenset(
-    "bool_expr null_test boolean_test a_expr case_expr coalesce_expr min_max_expr func_call sqlvalue_function type_cast "
-    "sub_link a_array_expr row_expr a_indirection collate_clause grouping_func".split()
+    "bool_expr null_test boolean_test a_expr case_expr coalesce_expr min_max_expr func_call sqlvalue_function "
+    "type_cast sub_link a_array_expr row_expr a_indirection collate_clause grouping_func".split()
 )
 
 

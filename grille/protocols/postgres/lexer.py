@@ -112,7 +112,7 @@ def tokenize(text: str) -> Lexed | None:
                 return None
             key.append(value)
         elif kind == "operator":
-            if value == "-" and text.startswith("--", start) or value == "/" and text.startswith("/*", start):
+            if (value == "-" and text.startswith("--", start)) or (value == "/" and text.startswith("/*", start)):
                 return None
             key.append(value)
         else:
@@ -133,7 +133,7 @@ def cut_comment(text: str) -> tuple[str, dict[str, str] | None]:
         return text, None
     start = text.rfind("/*")
     found = _COMMENT.match(text, start)
-    if found is None or "'" in text[:start] and text[:start].count("'") % 2:
+    if found is None or ("'" in text[:start] and text[:start].count("'") % 2):
         return text, None
     pairs: dict[str, str] = {}
     body = found[1]

@@ -59,7 +59,7 @@ class Expectation(msgspec.Struct, frozen=True, eq=False):
     """Whatever number the sender wants back with each reply, for instance the statement's place in the unit."""
 
 
-class UnexpectedReply(Exception):  # noqa: N818
+class UnexpectedReply(Exception):
     """Upstream sent what nothing asked for."""
 
     def __init__(self, kind: int, expected: Request | None) -> None:

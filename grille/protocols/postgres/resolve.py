@@ -27,8 +27,18 @@ _COMPATIBLE_MULTIRANGE: Final = 4538
 _RECORD: Final = 2249
 _POLYMORPHIC: Final = frozenset(
     {
-        _ANY, _ANYELEMENT, _ANYARRAY, _ANYNONARRAY, _ANYENUM, _ANYRANGE, _ANYMULTIRANGE, _COMPATIBLE,
-        _COMPATIBLE_ARRAY, _COMPATIBLE_NONARRAY, _COMPATIBLE_RANGE, _COMPATIBLE_MULTIRANGE,
+        _ANY,
+        _ANYELEMENT,
+        _ANYARRAY,
+        _ANYNONARRAY,
+        _ANYENUM,
+        _ANYRANGE,
+        _ANYMULTIRANGE,
+        _COMPATIBLE,
+        _COMPATIBLE_ARRAY,
+        _COMPATIBLE_NONARRAY,
+        _COMPATIBLE_RANGE,
+        _COMPATIBLE_MULTIRANGE,
     }
 )
 _ELEMENTS: Final = frozenset({_ANYELEMENT, _ANYNONARRAY, _ANYENUM, _COMPATIBLE, _COMPATIBLE_NONARRAY})
@@ -88,8 +98,9 @@ class Resolver:
             return True
         cast = self.catalog.casts.get((base, goal))
         if cast is not None:
-            return cast.method != "f" or cast.function in self.catalog.functions and (
-                self.catalog.functions[cast.function].schema == "pg_catalog"
+            return cast.method != "f" or (
+                cast.function in self.catalog.functions
+                and (self.catalog.functions[cast.function].schema == "pg_catalog")
             )
         one, other = self.catalog.types.get(base), self.catalog.types.get(goal)
         if one is None or other is None:
@@ -118,7 +129,8 @@ class Resolver:
         candidates = [o for o in self._operators.get(name, ()) if (o.left == 0) == (left == 0)]
         if left is None or right is None:
             known = [
-                o for o in candidates
+                o
+                for o in candidates
                 if (left is None or left == 0 or self.coercible(left, o.left))
                 and (right is None or self.coercible(right, o.right))
             ]
@@ -152,7 +164,8 @@ class Resolver:
         known = tuple(None if a is None else self._base(a) for a in arguments)
         if any(argument is None for argument in known):
             return tuple(
-                item for declared, item in fitting
+                item
+                for declared, item in fitting
                 if isinstance(item, Function)
                 and all(a is None or self.coercible(a, d) for a, d in zip(known, declared, strict=True))
             )
@@ -210,7 +223,8 @@ class Resolver:
     ) -> tuple[object, ...]:
         """func_match_argtypes and func_select_candidate (parse_func.c)."""
         fitting = [
-            (declared, item) for declared, item in candidates
+            (declared, item)
+            for declared, item in candidates
             if all(self.coercible(a, d) for a, d in zip(arguments, declared, strict=True))
         ]
         fitting = [c for c in fitting if self._consistent(arguments, c[0])]
@@ -293,9 +307,7 @@ class Resolver:
         return oid
 
 
-def _best(
-    candidates: list[tuple[tuple[int, ...], object]], score: object
-) -> list[tuple[tuple[int, ...], object]]:
+def _best(candidates: list[tuple[tuple[int, ...], object]], score: object) -> list[tuple[tuple[int, ...], object]]:
     """The candidates with the highest score."""
     scores = [score(candidate) for candidate in candidates]  # type: ignore[operator]
     best = max(scores)

@@ -19,8 +19,8 @@ from grille.controls import Refusal
 from grille.protocols.postgres import tree
 from grille.protocols.postgres.analysis import (
     Analysis,
-    Field,
     FenceSite,
+    Field,
     Item,
     LiteralSite,
     QualSite,
@@ -136,9 +136,7 @@ def rewrite(analysis: Analysis, terms: Terms, resolver: Resolver, parameter_type
 
 
 class _Rewrite:
-    def __init__(
-        self, analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]
-    ) -> None:
+    def __init__(self, analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]) -> None:
         self._analysis = analysis
         self._terms = terms
         self._resolver = resolver
@@ -160,13 +158,15 @@ class _Rewrite:
         self._parameters()
         client = len(self._types)
         literals = [site for site in analysis.sites if isinstance(site, LiteralSite)]
-        for site in literals:
-            self._literal(site)
+        for literal in literals:
+            self._literal(literal)
         leaky = {id(item) for site in analysis.sites if isinstance(site, QualSite) for item in site.items}
         for site in analysis.sites:
             if isinstance(site, RelationSite):
-                self._relation(site.item, fence=site.item.relation is not None and site.item.relation.kind == "v"
-                               and id(site.item) in leaky)
+                self._relation(
+                    site.item,
+                    fence=site.item.relation is not None and site.item.relation.kind == "v" and id(site.item) in leaky,
+                )
             elif isinstance(site, FenceSite):
                 self._fence(site.item)
             elif isinstance(site, QualSite):
@@ -176,8 +176,12 @@ class _Rewrite:
         statement = analysis.statement
         sql = tree.text_of(statement)
         if not tree.parses_back(statement, sql):
-            raise Refusal("ST-07", "The rewritten statement does not read back as it was checked.", sqlstate="0A000",
-                          hint="Write the statement in a simpler form.")
+            raise Refusal(
+                "ST-07",
+                "The rewritten statement does not read back as it was checked.",
+                sqlstate="0A000",
+                hint="Write the statement in a simpler form.",
+            )
         types = (*self._types, *self._injected_types)
         digest = hashlib.sha256(repr((sql, types)).encode()).hexdigest()
         results = tuple(self._transform(output) for output in analysis.outputs)
@@ -204,32 +208,47 @@ class _Rewrite:
             if use.qualified not in self._terms.relations:
                 raise unavailable_relation(use.qualified)
         if self._analysis.locks and not self._terms.locks:
-            raise Refusal("AC-01", "The policy does not let this agent lock rows.",
-                          hint="Send the SELECT without FOR UPDATE or FOR SHARE.")
+            raise Refusal(
+                "AC-01",
+                "The policy does not let this agent lock rows.",
+                hint="Send the SELECT without FOR UPDATE or FOR SHARE.",
+            )
         for use in self._analysis.operation.relations:
             for name in use.columns:
                 column = self._terms.relations[use.qualified].columns.get(name)
                 if column is None:
                     continue
                 if use.access == "read" and column.read == "deny":
-                    raise Refusal("CO-02", f'Column "{use.qualified}.{name}" may not be read by this agent.',
-                                  hint="Name the columns that you need and leave this one out.")
+                    raise Refusal(
+                        "CO-02",
+                        f'Column "{use.qualified}.{name}" may not be read by this agent.',
+                        hint="Name the columns that you need and leave this one out.",
+                    )
                 if use.access in ("insert", "update") and not column.write:
-                    raise Refusal("CO-02", f'Column "{use.qualified}.{name}" may not be written by this agent.',
-                                  hint="Leave this column out, or ask the owner of this agent's policy.")
+                    raise Refusal(
+                        "CO-02",
+                        f'Column "{use.qualified}.{name}" may not be written by this agent.',
+                        hint="Leave this column out, or ask the owner of this agent's policy.",
+                    )
         for key in sorted(self._analysis.equalities):
             relation, _, name = key.rpartition(".")
             column = self._terms.relations[relation].columns.get(name)
             if column is None or not column.equality:
-                raise Refusal("CO-03", f'Column "{key}" may not be searched, joined or grouped by this agent.',
-                              hint="Search by another column.")
+                raise Refusal(
+                    "CO-03",
+                    f'Column "{key}" may not be searched, joined or grouped by this agent.',
+                    hint="Search by another column.",
+                )
 
     def _parameters(self) -> None:
         for number, uses in sorted(self._analysis.parameters.items()):
             kinds = set(uses)
             if len(kinds) > 1:
-                raise Refusal("CO-03", f"Parameter ${number} is used both for a tokenized column and elsewhere.",
-                              hint="Use one parameter for each.")
+                raise Refusal(
+                    "CO-03",
+                    f"Parameter ${number} is used both for a tokenized column and elsewhere.",
+                    hint="Use one parameter for each.",
+                )
             transformation = kinds.pop()
             if transformation:
                 self._encode.append(EncodeSlot(number - 1, transformation))
@@ -245,8 +264,11 @@ class _Rewrite:
             return None
         reads = {self._column_terms(key).read for key in output.label.columns}
         if len(reads) != 1:
-            raise Refusal("CO-03", f'Result column "{output.name}" mixes columns with different rights.',
-                          hint="Select them as separate columns.")
+            raise Refusal(
+                "CO-03",
+                f'Result column "{output.name}" mixes columns with different rights.',
+                hint="Select them as separate columns.",
+            )
         read = reads.pop()
         if read == "token":
             return None
@@ -388,8 +410,12 @@ class _Rewrite:
         if not guards:
             return
         if site.grouped:
-            raise Refusal("ST-02", "This condition of HAVING, FULL JOIN or USING cannot be checked row by row.",
-                          sqlstate="0A000", hint="Move it to WHERE, or join with ON and a plain comparison.")
+            raise Refusal(
+                "ST-02",
+                "This condition of HAVING, FULL JOIN or USING cannot be checked row by row.",
+                sqlstate="0A000",
+                hint="Move it to WHERE, or join with ON and a plain comparison.",
+            )
         inner = _copy(site.node)
         site.node.CopyFrom(tree.case(tree.both(guards), inner, tree.boolean_constant(False)))
 
@@ -404,8 +430,11 @@ class _Rewrite:
             terms = columns.get(name)
             labelled = any(f.name == name and f.label is not None for f in item.fields)
             if terms is not None and not labelled and terms.read != "clear":
-                raise Refusal("CO-04", f'Column "{item.qualified}.{name}" is masked: a write may not read it.',
-                              hint="Leave it out of WHERE, SET and RETURNING.")
+                raise Refusal(
+                    "CO-04",
+                    f'Column "{item.qualified}.{name}" is masked: a write may not read it.',
+                    hint="Leave it out of WHERE, SET and RETURNING.",
+                )
         condition = self._condition(item, qualifier=(item.name,))
         if site.action in ("update", "delete"):
             parts = [] if not statement.HasField("where_clause") else [_copy(statement.where_clause)]
@@ -415,8 +444,11 @@ class _Rewrite:
             statement.where_clause.CopyFrom(tree.both(parts))
         if site.on_conflict and condition is not None:
             if site.on_conflict == "nothing":
-                raise Refusal("RO-02", f'ON CONFLICT DO NOTHING on "{item.qualified}" would tell of hidden rows.',
-                              hint="Use INSERT without ON CONFLICT, or ON CONFLICT DO UPDATE.")
+                raise Refusal(
+                    "RO-02",
+                    f'ON CONFLICT DO NOTHING on "{item.qualified}" would tell of hidden rows.',
+                    hint="Use INSERT without ON CONFLICT, or ON CONFLICT DO UPDATE.",
+                )
             clause = statement.on_conflict_clause
             own = _copy(clause.where_clause) if clause.HasField("where_clause") else tree.boolean_constant(True)
             clause.where_clause.CopyFrom(tree.case(_copy(condition), own, _raise(ROW_CHECK)))
@@ -475,5 +507,8 @@ def _pin(relation: Relation) -> Node:
 
 
 def _filter_refusal() -> Refusal:
-    return Refusal("AC-05", "The policy's row filter for this relation cannot be applied.",
-                   hint="Tell the owner of this agent's policy.")
+    return Refusal(
+        "AC-05",
+        "The policy's row filter for this relation cannot be applied.",
+        hint="Tell the owner of this agent's policy.",
+    )

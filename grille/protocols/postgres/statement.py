@@ -87,8 +87,12 @@ def check_size(text: str, limit: int) -> None:
     if "\0" in text:
         raise Refusal("ST-01", "The statement contains a NUL character.", sqlstate="22021")
     if len(text) > limit:
-        raise Refusal("ST-06", f"The statement is longer than the limit of {limit} characters.", sqlstate="54000",
-                      hint="Pass long values as parameters, or split the statement.")
+        raise Refusal(
+            "ST-06",
+            f"The statement is longer than the limit of {limit} characters.",
+            sqlstate="54000",
+            hint="Pass long values as parameters, or split the statement.",
+        )
     if text.count("(") + text.count("[") > MAX_NESTING:
         depth = 0
         for character in text:
@@ -102,8 +106,12 @@ def check_size(text: str, limit: int) -> None:
 
 def too_deep() -> Refusal:
     """The refusal for a statement that nests too deeply."""
-    return Refusal("ST-06", "The statement nests too deeply.", sqlstate="54001",
-                   hint="Split it, or join a temporary result with WITH.")
+    return Refusal(
+        "ST-06",
+        "The statement nests too deeply.",
+        sqlstate="54001",
+        hint="Split it, or join a temporary result with WITH.",
+    )
 
 
 def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
@@ -113,8 +121,13 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
         result = parse(text)
     except PgQueryError as error:
         position = getattr(error, "cursorpos", None) or None
-        raise Refusal("ST-01", "PostgreSQL's grammar does not accept this statement.", sqlstate="42601",
-                      position=position, hint="Check the syntax near the reported position.") from None
+        raise Refusal(
+            "ST-01",
+            "PostgreSQL's grammar does not accept this statement.",
+            sqlstate="42601",
+            position=position,
+            hint="Check the syntax near the reported position.",
+        ) from None
     except RecursionError:
         raise too_deep() from None
     except Exception as error:
@@ -156,8 +169,12 @@ def _classify(node: Node) -> ParsedStatement:
     elif kind == "variable_show_stmt":
         command = SessionCommand("show", message.name.lower())
     elif kind == "discard_stmt":
-        names = {pb.DISCARD_ALL: "all", pb.DISCARD_PLANS: "plans", pb.DISCARD_SEQUENCES: "sequences",
-                 pb.DISCARD_TEMP: "temp"}
+        names = {
+            pb.DISCARD_ALL: "all",
+            pb.DISCARD_PLANS: "plans",
+            pb.DISCARD_SEQUENCES: "sequences",
+            pb.DISCARD_TEMP: "temp",
+        }
         command = SessionCommand("discard", names[message.target])
     elif kind == "deallocate_stmt":
         command = SessionCommand("deallocate", "" if message.isall else message.name)
@@ -167,8 +184,12 @@ def _classify(node: Node) -> ParsedStatement:
         command = SessionCommand("unlisten")
     if command is None:
         words = _REFUSED.get(kind, kind.removesuffix("_stmt").replace("_", " ").upper())
-        raise Refusal("ST-05", f"{words} is not carried by this proxy.",
-                      sqlstate="0A000" if kind in _REFUSED else "42501", hint=_HINTS.get(kind))
+        raise Refusal(
+            "ST-05",
+            f"{words} is not carried by this proxy.",
+            sqlstate="0A000" if kind in _REFUSED else "42501",
+            hint=_HINTS.get(kind),
+        )
     return ParsedStatement(command, None)
 
 
@@ -231,8 +252,12 @@ def _set(message: Any) -> SessionCommand:
     if message.kind == pb.VAR_SET_MULTI:
         if name not in ("transaction", "session characteristics"):
             raise Refusal("ST-05", "This form of SET is not carried by this proxy.", sqlstate="0A000")
-        return SessionCommand("set_transaction", name, text=f"SET {name.upper()} "
-                              f"{'AS TRANSACTION ' if name.startswith('session') else ''}{_options(message.args)}")
+        return SessionCommand(
+            "set_transaction",
+            name,
+            text=f"SET {name.upper()} "
+            f"{'AS TRANSACTION ' if name.startswith('session') else ''}{_options(message.args)}",
+        )
     if message.kind == pb.VAR_RESET_ALL:
         return SessionCommand("reset_all")
     if message.kind in (pb.VAR_RESET, pb.VAR_SET_DEFAULT):
