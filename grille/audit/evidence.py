@@ -98,7 +98,7 @@ class _Sequence(msgspec.Struct):
 _SEQUENCE_DECODER: Final = msgspec.json.Decoder(_Sequence)
 
 
-class NoEvidence(Exception):  # noqa: N818 (the command was given the wrong thing)
+class NoEvidence(Exception):
     """The directory holds no chain, or a file given is not what it should be."""
 
 

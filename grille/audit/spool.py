@@ -31,7 +31,7 @@ PUBLIC_KEY_FILE: Final = "public-key.pem"
 _EPOCH: Final = 1
 
 
-class AuditUnavailable(Exception):  # noqa: N818 (a state of the disk, not a mistake)
+class AuditUnavailable(Exception):
     """The event, block or sync could not be written.  The message is for operators, never for agents."""
 
 
@@ -153,6 +153,10 @@ class Spool:
             self.seal()
         if not self._leaves and self._segments[-1].size >= self._segment_bytes:
             self._rotate()
+        if self._intents and not self._segments[-1].size:
+            # So that a restart need read no further back than the segment of the last block.
+            text = " ".join(sorted(self._intents))
+            self._append(lifecycle("open-intents", text, self._clock(), worker=self.worker, level="process"))
         return self._append(event)
 
     def _append(self, event: Event) -> int:
@@ -274,16 +278,13 @@ class Spool:
             self._half_record = False
 
     def _rotate(self) -> None:
-        """Go on in a new segment, whose first event names the intents that are still open."""
+        """Go on in a new segment."""
         full = self._segments[-1]
         try:
             self._cut_half_record()
         except OSError as error:
             raise AuditUnavailable(f"{full.path} cannot be written: {error.strerror}") from None
         self._create_segment()
-        if self._intents:
-            text = " ".join(sorted(self._intents))
-            self._append(lifecycle("open-intents", text, self._clock(), worker=self.worker, level="process"))
 
     def _create_segment(self) -> None:
         path = self._directory / f"{self._sequence:012d}.seg"

@@ -1,3 +1,5 @@
+"""Control AU-02: evidence shows any change made to it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -436,6 +436,36 @@ os.kill(os.getpid(), 9)
     assert not list((audit / "worker-000").glob("*.cut"))
 
 
+def test_a_new_segment_that_cannot_be_written_forgets_no_intent(
+    audit: Path, key: Ed25519PrivateKey, open_spool: OpenSpool, run_writer: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    script = """
+import resource
+spool = open_spool()
+spool.append(event("intent", template="open"))
+while len(list(directory.glob("*/*.seg"))) == 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    spool.append(event())
+    if spool.pending == 4:
+        spool.seal()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))  # a file may be begun, nothing written
+        try:
+            spool.append(event())
+        except AuditUnavailable:
+            os.write(1, b"refused;")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for _ in range(3):
+    spool.append(event())
+    spool.seal()
+os.kill(os.getpid(), 9)
+"""
+    assert b"refused" in run_writer(script, segment_bytes=1000).communicate()[0]
+    open_spool().close()
+    unknown = [event for event in show(audit) if event.outcome is not None and event.outcome.status == "unknown"]
+    assert [event.template for event in unknown] == ["open"]
+    check(audit, key)
+
+
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, open_spool: OpenSpool) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AuditUnavailable, match="cannot be written"):
