@@ -150,7 +150,7 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
         name,
         relations,
         {row[0]: Type(*row) for row in rows["types"]},
-        {row[0]: Function(*row[:4], tuple(row[4]), *row[5:]) for row in rows["functions"]},
+        {row[0]: Function(*(*row[:4], tuple(row[4]), *row[5:])) for row in rows["functions"]},
         {row[0]: Operator(*row) for row in rows["operators"]},
         {(row[0], row[1]): Cast(*row) for row in rows["casts"]},
     )

@@ -564,14 +564,7 @@ class Enforcement:
 def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
     """The document that the policy engine sees: identity, session, operation; no clock, no literal, no counter."""
     return {
-        "identity": {
-            "spiffe_id": agent.spiffe_id,
-            "trust_domain": agent.trust_domain,
-            "path": agent.path,
-            "cert_sha256": agent.cert_sha256,
-            "scopes": agent.scopes,
-            "attributes": agent.attributes,
-        },
+        "identity": agent.document,
         "session": {"protocol": "postgres", "database": agent.database},
         "operation": operation,
     }
