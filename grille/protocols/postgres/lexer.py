@@ -1,47 +1,70 @@
-"""The closed lexical subset in which a text's constants can be told from its structure (design review, section 2).
+r"""The closed lexical subset in which a text's constants can be told from its structure (design review, section 2).
 
 A text outside the subset is never cut: its exact text is its own template.  Within it, tokens end where PostgreSQL's
-own scanner ends them; the fuzz test compares both.
+own scanner ends them, whatever its version and settings; the fuzz test compares both.  The subset:
+
+* ASCII outside strings; no backslash, ``$``, ``--``, ``/*`` or NUL anywhere;
+* names ``[A-Za-z_][A-Za-z0-9_]*`` of at most 63 bytes, also in double quotes;
+* numbers ``[0-9]+(\.[0-9]+)?`` that touch no letter, ``_`` or ``.``;
+* strings ``'..'`` with ``''`` inside; no quote follows a byte of a name, ``&`` or another quote (this drops E'', B'',
+  X'', N'' and U&''), and no two strings are neighbours (PostgreSQL joins them across a line break);
+* operators only ``= < > <= >= <> != + - * / % || -> ->> @> <@ ~ ::``, never two of them touching;
+* ``( ) [ ] , ;`` and single dots that touch no digit and no other dot.
+
+Tokens are joined with one space, so texts that differ in white space only share one template.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Final
-from urllib.parse import unquote
+from typing import Final, Literal
 
 import msgspec
 
+_SPACE: Final = " \t\r\n\f"
+# The last alternative takes the whole rest and leaves the group empty: findall then ends with an empty string.
 _TOKEN: Final = re.compile(
-    r"""
-    (?P<space>[ \t\r\n\f]+)
-  | (?P<string>'(?:[^'\\\0]|'')*')
-  | (?P<number>[0-9]+(?:\.[0-9]+)?(?![A-Za-z0-9_.\x80-\U0010ffff]))
-  | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-  | (?P<quoted>"(?:[^"\\\0]|"")+")
-  | (?P<operator>::|->>|->|@>|<@|\|\||<>|<=|>=|!=|[=<>+\-*/%~])(?![=<>+\-*/%~!@\#^&|`?])
-  | (?P<punctuation>[(),;.\[\]])
-    """,
+    r"""[ \t\r\n\f]*+(?:(
+    [A-Za-z_][A-Za-z0-9_]{0,62}+(?![A-Za-z0-9_])
+  | [(),;\[\]]
+  | \.(?![0-9.])
+  | (?:::|->>|->|@>|<@|\|\||<>|<=|>=|!=|[=<>+\-*/%~])(?![=<>+\-*/%~!@\#^&|`?])
+  | (?<![A-Za-z0-9_'"&])'(?:[^'\\\$\0\ud800-\udfff]++|'')*+'(?![ \t\r\n\f]*+')
+  | (?<![A-Za-z0-9_.'"])[0-9]++(?:\.[0-9]++)?+(?![A-Za-z0-9_.])
+  | (?<![A-Za-z0-9_'"&])"[A-Za-z_][A-Za-z0-9_]{0,62}+"(?!["'])
+    )|[\s\S]+)""",
     re.VERBOSE,
 )
-_COMMENT: Final = re.compile(r"/\*((?:[^*']|'[^'*]*')*)\*/\s*;?\s*\Z")
-_PAIR: Final = re.compile(r"\s*([A-Za-z0-9_.%-]+)='([^']*)'\s*")
 
-INT4: Final = 23
-INT8: Final = 20
-NUMERIC: Final = 1700
+Kind = Literal["STR", "INT4", "INT8", "NUM"]
+_TYPES: Final[dict[Kind, int]] = {"STR": 0, "INT4": 23, "INT8": 20, "NUM": 1700}
+_MASKS: Final[dict[Kind, str]] = {"STR": "$s", "INT4": "$4", "INT8": "$8", "NUM": "$n"}
+_INT8_DIGITS: Final = 19
+_MAX_DIGITS: Final = 1000
 
 
 class Constant(msgspec.Struct, frozen=True):
     """One constant of a text."""
 
     value: str
-    """Without quotes."""
-    type_oid: int
-    """Declared for the parameter: 0 (unspecified) for strings, else the type that the grammar would give."""
-    offset: int
-    """Byte offset in the text, as the parser reports it."""
+    """Without quotes, a doubled quote halved: the text form of the parameter that may replace it."""
+    kind: Kind
+    """The class that PostgreSQL's grammar gives the constant, by its value; part of the key."""
     token: int
+    """Its place among the tokens."""
+    text: str
+    """The text that it was cut from."""
+
+    @property
+    def type_oid(self) -> int:
+        """The type to declare for the parameter: int4, int8 or numeric; 0 for strings (rule 5)."""
+        return _TYPES[self.kind]
+
+    @property
+    def offset(self) -> int:
+        """Byte offset in the text, as the parser reports it."""
+        return _offsets(self.text)[self.token]
 
 
 class Lexed(msgspec.Struct, frozen=True):
@@ -49,11 +72,15 @@ class Lexed(msgspec.Struct, frozen=True):
 
     tokens: tuple[str, ...]
     constants: tuple[Constant, ...]
-    key: tuple[str | int, ...]
-    """The tokens, with the class of each constant in its place: equal for texts that differ in constants only."""
+    key: str
+    """The tokens joined by one space, with the class of each constant in its place: equal exactly for texts that
+    differ only in white space and in constants of the same classes."""
 
     def render(self, positions: frozenset[int]) -> tuple[str, tuple[str, ...], list[Constant]]:
-        """The template with the constants at `positions` as $1.., the constants kept, and those taken out."""
+        """The template, the constants that it keeps, and those that became parameters.
+
+        `positions` are indexes into `constants`; these become $1, $2, .. in their order in the text.
+        """
         tokens = list(self.tokens)
         taken: list[Constant] = []
         kept: list[str] = []
@@ -66,88 +93,60 @@ class Lexed(msgspec.Struct, frozen=True):
         return " ".join(tokens), tuple(kept), taken
 
 
-def tokenize(text: str) -> Lexed | None:
-    """Cut `text` into tokens, or None if it is not in the subset."""
-    tokens: list[str] = []
-    key: list[str | int] = []
-    constants: list[Constant] = []
-    position = 0
-    previous = ""
-    ascii_text = text.isascii()
-    match = _TOKEN.match
-    end = len(text)
-    while position < end:
-        found = match(text, position)
-        if found is None:
+def tokenize(text: str | bytes) -> Lexed | None:
+    """Cut `text` into tokens, or None if it is not in the subset (then its exact text is the key)."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
             return None
-        kind = found.lastgroup
-        value = found[0]
-        start, position = position, found.end()
-        if kind == "space":
-            previous = kind
-            continue
-        if kind == "string":
-            # A prefix letter, & or another string before the quote would change its meaning.
-            if previous in ("name", "string", "number", "quoted") or (tokens and key[-1] == 0):
+    if "--" in text or "/*" in text:
+        return None
+    tokens: list[str] = _TOKEN.findall(text.rstrip(_SPACE))
+    if not tokens or not tokens[-1]:
+        return None
+    masked = list(tokens)
+    constants: list[Constant] = []
+    for index, token in enumerate(tokens):
+        first = token[0]
+        if first == "'":
+            value = token[1:-1]
+            constants.append(Constant(value.replace("''", "'") if "'" in value else value, "STR", index, text))
+            masked[index] = "$s"
+        elif first in "0123456789":
+            kind = _number(token)
+            if kind is None:
                 return None
-            offset = start if ascii_text else len(text[:start].encode())
-            constants.append(Constant(value[1:-1].replace("''", "'"), 0, offset, len(tokens)))
-            key.append(0)
-        elif kind == "number":
-            if previous in ("name", "number", "quoted", "string") or (tokens and tokens[-1] == "."):
-                return None
-            type_oid = NUMERIC
-            if "." not in value:
-                magnitude = int(value) if len(value) < 20 else 1 << 63
-                type_oid = INT4 if magnitude < 1 << 31 else INT8 if magnitude < 1 << 63 else NUMERIC
-            offset = start if ascii_text else len(text[:start].encode())
-            constants.append(Constant(value, type_oid, offset, len(tokens)))
-            key.append(type_oid)
-        elif kind == "name":
-            if len(value) > 63 or previous in ("number", "quoted", "string"):
-                return None
-            key.append(value)
-        elif kind == "quoted":
-            if len(value) > 65 or not value.isascii() or previous in ("name", "quoted", "string", "number"):
-                return None
-            key.append(value)
-        elif kind == "operator":
-            if (value == "-" and text.startswith("--", start)) or (value == "/" and text.startswith("/*", start)):
-                return None
-            key.append(value)
-        else:
-            if value == "." and (text.startswith("..", start) or (tokens and tokens[-1] == ".")):
-                return None
-            key.append(value)
-        tokens.append(value)
-        previous = kind or ""
-    return Lexed(tuple(tokens), tuple(constants), tuple(key))
+            constants.append(Constant(token, kind, index, text))
+            masked[index] = _MASKS[kind]
+    return Lexed(tuple(tokens), tuple(constants), " ".join(masked))
 
 
-def cut_comment(text: str) -> tuple[str, dict[str, str] | None]:
-    """Cut one trailing sqlcommenter comment off: the text without it, and its decoded pairs.
+def _number(token: str) -> Kind | None:
+    """The class of a number (gram.y, make_const): by value for whole numbers.  None if it is absurdly long."""
+    if len(token) < 10 and "." not in token:
+        return "INT4"
+    if len(token) > _MAX_DIGITS:
+        return None
+    if "." in token:
+        return "NUM"
+    digits = token.lstrip("0")
+    if len(digits) > _INT8_DIGITS:
+        return "NUM"
+    value = int(digits or "0")
+    return "INT4" if value < 1 << 31 else "INT8" if value < 1 << 63 else "NUM"
 
-    A comment that is not of that form (``key='urlencoded',...``) stays in the text, and None is returned.
-    """
-    if "/*" not in text:
-        return text, None
-    start = text.rfind("/*")
-    found = _COMMENT.match(text, start)
-    if found is None or ("'" in text[:start] and text[:start].count("'") % 2):
-        return text, None
-    pairs: dict[str, str] = {}
-    body = found[1]
-    position = 0
-    while position < len(body):
-        pair = _PAIR.match(body, position)
-        if pair is None:
-            return text, None
-        pairs[unquote(pair[1])] = unquote(pair[2])
-        position = pair.end()
-        if position < len(body):
-            if body[position] != ",":
-                return text, None
-            position += 1
-    if not pairs:
-        return text, None
-    return text[:start].rstrip(), pairs
+
+@functools.lru_cache(maxsize=8)
+def _offsets(text: str) -> tuple[int, ...]:
+    """Byte offset of each token of an eligible text."""
+    starts = [found.start(1) for found in _TOKEN.finditer(text.rstrip(_SPACE))]
+    if text.isascii():
+        return tuple(starts)
+    offsets = []
+    before, size = 0, 0
+    for start in starts:
+        size += len(text[before:start].encode())
+        before = start
+        offsets.append(size)
+    return tuple(offsets)
