@@ -232,7 +232,7 @@ class Step:
         """Takes back what was noted for this step, if an earlier one failed and the server never saw it."""
 
 
-class ClientGone(Exception):  # noqa: N818
+class ClientGone(Exception):
     """The client closed its connection while a result was being sent."""
 
 
@@ -412,7 +412,7 @@ class Relay:
                 emitted += 1
             if kind == ERROR_RESPONSE:
                 failed_at = number
-                failure = self._error(payload, steps[number] if number < len(steps) else None)
+                failure = self._error(payload, steps, number)
                 continue
             step = steps[number]
             if kind == DATA_ROW:
@@ -430,6 +430,10 @@ class Relay:
         for step in reversed(steps[failed_at:]):
             if step.undo is not None:
                 step.undo()
+        if failure.refusal is not None and failure.refusal is self._refusal:
+            for step in steps[failed_at + 1 :]:
+                if step.run is not None:
+                    self.runs.remove(step.run)
         return failure
 
     async def _reply(
@@ -483,6 +487,8 @@ class Relay:
         else:
             message = _visible_row(payload, plan.hidden_columns)
             self._count(run, len(message))
+            if self._refusal is not None:
+                return
             self.out += message
         if len(self.out) >= (BATCH_BYTES if self.streamed else STREAM_BYTES):
             await self._stream()
@@ -563,21 +569,20 @@ class Relay:
         if run.tag == "":
             self.cancel()
 
-    def _error(self, payload: bytes, step: Step | None) -> Failure:
+    def _error(self, payload: bytes, steps: Sequence[Step], number: int) -> Failure:
+        """Take in the server's error to one step (or to the Sync behind the last one)."""
         server = ErrorResponse.decode(payload).fields
         code = sqlstate(server)
-        run = step.run if step is not None else None
+        step = steps[number] if number < len(steps) else None
+        run = self._run_of_failure(steps, number)
         self._rows, self._rows_bytes = [], 0
         plan = step.plan if step is not None else None
         missing = missing_setting(server)
         refusal: Refusal | None = None
         if missing == "grille_row_check" and plan is not None and plan.row_check_plan:
             refusal = Refusal("RO-02", "a row that you write would be outside of what you may see")
-        elif missing == "grille_catalogue_changed" or (
-            step is not None and step.plan is not None and _is_stale(server)
-        ):
+        elif missing == "grille_catalogue_changed":
             refusal = Refusal("ST-08", "the database was changed while the statement ran", sqlstate="40001")
-            return Failure(refusal_fields(refusal), refusal=refusal, stale=True)
         elif code == "57014" and self._timed_out is not None:
             refusal = Refusal(
                 "AC-06",
@@ -594,6 +599,24 @@ class Relay:
         if refusal is not None:
             return Failure(refusal_fields(refusal), refusal=refusal, stale=stale)
         return Failure(scrubbed_fields(server, self._permitted), stale=stale)
+
+    def _run_of_failure(self, steps: Sequence[Step], number: int) -> Run | None:
+        """The execution that an error belongs to; those behind it never happen and are forgotten."""
+        if number >= len(steps):  # at Sync: a deferred constraint undoes everything
+            return next((step.run for step in reversed(steps) if step.run is not None), None)
+        failed = steps[number]
+        run = failed.run
+        for step in steps[number:]:
+            if step.run is None or step.run is run:
+                continue
+            if run is None and step.portal is failed.portal:
+                run = step.run
+            else:
+                self.runs.remove(step.run)
+        if run is None and failed.portal is not None and failed.visible:
+            run = Run(failed.portal)
+            self.runs.append(run)
+        return run
 
     async def _stream(self) -> None:
         """Send what is gathered before the unit has ended, once intents are kept; waits for a slow client."""

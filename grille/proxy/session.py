@@ -3,9 +3,9 @@
 A *unit* is what a client sends up to one Sync or Query.  Messages are taken in order.  What needs the database is
 queued as steps and sent in segments: one with a Sync at the end of the unit, and earlier ones with a Flush where an
 answer is needed before the next message can be judged.  What the proxy answers itself (SET, SHOW, an empty text) takes
-its place in the same order.  BEGIN is answered at once and sent with the first statement, so that an empty transaction never reaches
-the database.  A refusal inside a transaction that upstream has begun is followed by a message that fails there too:
-client, proxy and database always agree on the transaction's state.
+its place in the same order.  BEGIN is answered at once and sent with the first statement, so that an empty transaction
+never reaches the database.  A refusal inside a transaction that upstream has begun is followed by a message that fails
+there too: client, proxy and database always agree on the transaction's state.
 """
 
 from __future__ import annotations
@@ -487,9 +487,23 @@ class Session:
         if isinstance(message, Terminate):
             self._state.receive(message)
             return
+        if isinstance(message, Query) and self._steps and not await self._ahead():
+            return
         await self._begin_unit(kind, payload)
         self._state.receive(message)
         await self._dispatch(message)
+
+    async def _ahead(self) -> bool:
+        """Do what was asked before a Query in the middle of a unit; if that fails, the Query is skipped too."""
+        try:
+            return await self._segment(sync=False)
+        except UpstreamLost as lost:
+            await self._lost(lost)
+        except Refusal as refusal:
+            if refusal.fatal:
+                raise
+            await self._fail(refusal, "")
+        return False
 
     async def _begin_unit(self, kind: int, payload: bytes) -> None:
         if not self._unit:
@@ -562,12 +576,13 @@ class Session:
                 await self._command(prepared.command, Portal(statement, prepared, simple=True))
                 continue
             portal = await self._bound(statement, prepared, Bind("", ""), simple=True)
-            self._queue_bound(portal, simple=True)
+            self._queue_simple(portal)
         await self._sync()
 
-    def _queue_bound(self, portal: Portal, *, simple: bool) -> None:
+    def _queue_simple(self, portal: Portal) -> None:
         plan = portal.prepared.plan
-        self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=not simple))
+        self._enter(portal)
+        self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
         self._step(Step(Kind.DESCRIBE_PORTAL, plan=plan, portal=portal))
         self._queue_execute(portal, 0)
 
@@ -589,7 +604,8 @@ class Session:
         undo = self._put(self._statements, message.name, statement)
         plan = statement.prepared.plan
         kind = Kind.LOCAL if plan is None else Kind.PARSE
-        self._step(Step(kind, plan=plan, reply=PARSE_COMPLETE, undo=undo))
+        portal = Portal(statement, statement.prepared)
+        self._step(Step(kind, plan=plan, portal=portal, reply=PARSE_COMPLETE, undo=undo))
 
     async def _bind(self, message: Bind) -> None:
         statement = self._statement(message.statement)
@@ -645,7 +661,9 @@ class Session:
                 description = self._description(statement, ()) or NO_DATA
                 self._step(Step(Kind.LOCAL, reply=ParameterDescription(()).encode() + description))
             else:
-                self._step(Step(Kind.DESCRIBE_STATEMENT, plan=prepared.plan, parameters=prepared.client_parameters))
+                portal = Portal(statement, prepared)
+                parameters = prepared.client_parameters
+                self._step(Step(Kind.DESCRIBE_STATEMENT, plan=prepared.plan, portal=portal, parameters=parameters))
             return
         portal = self._portal(message.name)
         if portal.prepared.plan is None:
@@ -661,6 +679,7 @@ class Session:
         if prepared.plan is not None:
             if prepared.verdict is not None:
                 self._enforcement.still_valid(prepared.verdict)
+            self._enter(portal)
             self._queue_execute(portal, max(0, message.max_rows))
             return
         if portal.done:
@@ -719,9 +738,12 @@ class Session:
     def _say(self, reply: bytes) -> None:
         self._steps.append(Step(Kind.LOCAL, reply=reply))
 
-    def _queue_execute(self, portal: Portal, max_rows: int) -> None:
+    def _enter(self, portal: Portal) -> None:
+        """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
         self._services.quotas.enter(self._agent.spiffe_id, portal.prepared.limits)
         self._entered += 1
+
+    def _queue_execute(self, portal: Portal, max_rows: int) -> None:
         run = Run(portal)
         self._relay.runs.append(run)
         step = Step(Kind.EXECUTE, plan=portal.prepared.plan, portal=portal, run=run, max_rows=max_rows)

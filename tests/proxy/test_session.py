@@ -1,0 +1,1234 @@
+"""Sessions against a real PostgreSQL, spoken to message by message.
+
+Decisions are scripted by the test (`Scripted`), so that each limit, hidden column and refusal can be had at will; the
+pool, the recorder, the client state and the server are the real ones.  TLS and certificates are the listener's tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from grille.audit.event import Event
+from grille.audit.spool import Spool
+from grille.controls import Refusal
+from grille.policies.decision import Limits
+from grille.protocols.postgres.messages import (
+    Bind,
+    CancelRequest,
+    Close,
+    CopyFail,
+    Describe,
+    ErrorResponse,
+    Execute,
+    Flush,
+    FunctionCall,
+    Parse,
+    Query,
+    StartupMessage,
+    Sync,
+    Terminate,
+    decode_data_row,
+)
+from grille.protocols.postgres.rewrite import Plan, Transform
+from grille.protocols.postgres.statement import parse_text
+from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
+from grille.proxy.demo.cluster import Cluster
+from grille.proxy.enforcement import Prepared, Understood
+from grille.proxy.identity import Agent, Registry, parse_spiffe_id
+from grille.proxy.recorder import Recorder
+from grille.proxy.session import CancelTable, Quotas, Services, Session
+from grille.proxy.stream import ByteStream
+from grille.proxy.telemetry import Metrics
+from grille.proxy.upstream import PINNED, UpstreamPool
+
+DEADLINE = 10.0
+SPIFFE_ID = "spiffe://bank.example/ns/test/sa/agent"
+
+
+class Scripted:
+    """Allows every statement as it is, but for what a test sets by text."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, Limits] = {}
+        self.plans: dict[str, dict[str, Any]] = {}
+        self.refused: dict[str, Refusal] = {}
+        self.release_with: Callable[[list[list[bytes | None]]], list[list[bytes | None]]] = lambda rows: rows
+        self.generation = 0
+
+    async def prepare(
+        self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
+    ) -> list[Prepared]:
+        if text in self.refused:
+            raise self.refused[text]
+        found = []
+        for statement, one in self._split(text):
+            digest = hashlib.sha256(one.encode()).hexdigest().encode()
+            understood = Understood(one, digest, tuple(types), statement.command, None, statement.action, False)
+            if statement.command is not None:
+                found.append(Prepared(statement.action, statement.command, None, (), Limits(), understood, None, False))
+                continue
+            count = max([one.count("$1") and 1, one.count("$2") and 2, len(types)])
+            plan = Plan(
+                sql=one,
+                name=f"g{digest[:16].decode()}{self.generation}",
+                parameter_types=tuple(types),
+                client_parameters=count,
+                literals=(),
+                encode=(),
+                injected=(),
+                hidden_columns=0,
+                swallow_rows=False,
+                results=(),
+                writes=statement.action != "select",
+                row_check_plan=False,
+            )
+            plan = msgspec.structs.replace(plan, **self.plans.get(one, {}))
+            limits = self.limits.get(one, Limits())
+            found.append(Prepared(statement.action, None, plan, (), limits, understood, None, False))
+        return found
+
+    @staticmethod
+    def _split(text: str) -> list[tuple[Any, str]]:
+        statements = parse_text(text, limit=1 << 20)
+        if len(statements) == 1:
+            return [(statements[0], text)]
+        return list(zip(statements, [part.strip() for part in text.split(";") if part.strip()], strict=True))
+
+    def is_current(self, prepared: Prepared) -> bool:
+        return prepared.plan is None or prepared.plan.name.endswith(str(self.generation))
+
+    def still_valid(self, verdict: object) -> None: ...
+
+    async def bind(
+        self, agent: Agent, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
+    ) -> tuple[list[int], list[bytes | None]]:
+        return list(formats), list(values)
+
+    async def release(
+        self, agent: Agent, prepared: Prepared, rows: list[list[bytes | None]], formats: Sequence[int]
+    ) -> list[list[bytes | None]]:
+        return self.release_with(rows)
+
+
+class Kept(Recorder):
+    """Remembers what it kept."""
+
+    events: list[Event]
+
+    async def keep(self, event: Event) -> None:
+        await super().keep(event)
+        self.events.append(event)
+
+
+class Client:
+    """Messages in, messages out."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.parameters: dict[str, str] = {}
+        self.key = (0, b"")
+
+    async def start(self, minor: int = 0, **parameters: str) -> list[tuple[str, bytes]]:
+        self.writer.write(StartupMessage({"user": "x", **parameters}, minor=minor).encode())
+        messages = await self.unit()
+        for kind, payload in messages:
+            if kind == "S":
+                name, value, _ = payload.split(b"\0")
+                self.parameters[name.decode()] = value.decode()
+            elif kind == "K":
+                self.key = (struct.unpack("!i", payload[:4])[0], payload[4:])
+        return messages
+
+    def send(self, *messages: Any) -> None:
+        self.writer.write(b"".join(message.encode() for message in messages))
+
+    async def message(self) -> tuple[str, bytes]:
+        async with asyncio.timeout(DEADLINE):
+            kind, length = struct.unpack("!ci", await self.reader.readexactly(5))
+            return kind.decode(), await self.reader.readexactly(length - 4)
+
+    async def unit(self) -> list[tuple[str, bytes]]:
+        """Everything up to ReadyForQuery, or up to the end of the connection."""
+        found = []
+        while not found or found[-1][0] != "Z":
+            try:
+                found.append(await self.message())
+            except asyncio.IncompleteReadError:
+                found.append(("", b""))
+                break
+        return found
+
+    async def ask(self, *messages: Any) -> list[tuple[str, bytes]]:
+        self.send(*messages)
+        return await self.unit()
+
+    async def query(self, text: str) -> list[tuple[str, bytes]]:
+        return await self.ask(Query(text))
+
+    async def at_end(self) -> bool:
+        async with asyncio.timeout(DEADLINE):
+            return await self.reader.read(1) == b""
+
+
+def kinds(messages: list[tuple[str, bytes]]) -> str:
+    return "".join(kind for kind, _ in messages)
+
+
+def rows(messages: list[tuple[str, bytes]]) -> list[tuple[bytes | None, ...]]:
+    return [decode_data_row(payload) for kind, payload in messages if kind == "D"]
+
+
+def error(messages: list[tuple[str, bytes]]) -> dict[str, str]:
+    return next(ErrorResponse.decode(payload).fields for kind, payload in messages if kind == "E")
+
+
+def status(messages: list[tuple[str, bytes]]) -> str:
+    return messages[-1][1].decode()
+
+
+def tags(messages: list[tuple[str, bytes]]) -> list[str]:
+    return [payload[:-1].decode() for kind, payload in messages if kind == "C"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that no event tells of."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class World:
+    """One worker's services over one database, and its listening port."""
+
+    def __init__(self, services: Services, scripted: Scripted, recorder: Kept, agent: Agent, dsn: str) -> None:
+        self.services = services
+        self.scripted = scripted
+        self.recorder = recorder
+        self.agent = agent
+        self.dsn = dsn
+        self.port = 0
+        self.refreshed = 0
+        self.sessions: dict[Session, asyncio.Task[None]] = {}
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self) -> Client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return Client(reader, writer)
+
+    async def client(self, **parameters: str) -> Client:
+        client = await self.connect()
+        await client.start(**parameters)
+        return client
+
+    def accept(self) -> ByteStream:
+        stream = ByteStream()
+        asyncio.get_running_loop().call_soon(self._serve, stream)
+        return stream
+
+    def _serve(self, stream: ByteStream) -> None:
+        session = Session(stream, self.agent, self.services, "127.0.0.1:1")
+        task = asyncio.create_task(session.run())
+        self.sessions[session] = task
+        task.add_done_callback(lambda _: self.sessions.pop(session))
+
+    def direct(self, sql: str) -> list[tuple[Any, ...]]:
+        """What is really in the database."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+    def statements(self) -> list[Event]:
+        return [event for event in self.recorder.events if event.kind == "statement"]
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture
+async def make_world(
+    pg18: Cluster, fresh_database: Callable[[Cluster], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeWorld]:
+    made: list[tuple[World, asyncio.Server]] = []
+
+    async def make(
+        *,
+        reads: str = "process",
+        writes: str = "process",
+        listener: dict[str, Any] | None = None,
+        database: dict[str, Any] | None = None,
+        not_after: dt.timedelta = dt.timedelta(days=1),
+    ) -> World:
+        name = fresh_database(pg18)
+        upstream = Database(
+            name="bank", host=pg18.host, port=pg18.port, database=name, role="postgres", tls="off", **(database or {})
+        )
+        audit = Audit(directory=tmp_path, signing_key=tmp_path / "k", reads=reads, writes=writes)  # type: ignore[arg-type]
+        config = Config(
+            listener=Listener(port=0, certificate=tmp_path / "c", key=tmp_path / "k", **(listener or {})),
+            trust_domains=(),
+            identities=(Identity(spiffe_id=SPIFFE_ID, database="bank"),),
+            databases=(upstream,),
+            policy=Policy(bundle=tmp_path / "b"),
+            audit=audit,
+            admin=Admin(),
+            process=Process(),
+        )
+        key = Ed25519PrivateKey.generate()
+        recorder = Kept(Spool(tmp_path / f"audit{len(made)}", 0, key), audit)
+        recorder.events = []
+        scripted = Scripted()
+        agent = Registry(config.identities).agent(
+            parse_spiffe_id(SPIFFE_ID), cert_sha256="ab", serial="1", not_after=dt.datetime.now(dt.UTC) + not_after
+        )
+        pool = UpstreamPool(upstream)
+
+        async def refresh(database: str) -> None:
+            world.refreshed += 1
+            scripted.generation += 1
+
+        services = Services(
+            config=config,
+            worker=1,
+            workers=1,
+            enforcement={"bank": scripted},  # type: ignore[dict-item]
+            pools={"bank": pool},
+            recorder=recorder,
+            metrics=Metrics(),
+            cancels=CancelTable(1),
+            server_version=lambda database: "18.6",
+            refresh=refresh,
+        )
+        world = World(services, scripted, recorder, agent, pg18.dsn(name))
+        # Scripted plans are not qualified, and upstream's search_path is pinned.
+        monkeypatch.setitem(PINNED, "search_path", "public")
+        server = await asyncio.get_running_loop().create_server(world.accept, "127.0.0.1", 0)
+        world.port = server.sockets[0].getsockname()[1]
+        world.direct("CREATE TABLE t (id int PRIMARY KEY, name text CHECK (name <> 'bad'))")
+        world.direct("INSERT INTO t SELECT n, 'name' || n FROM generate_series(1, 1000) n")
+        made.append((world, server))
+        return world
+
+    yield make
+    for world, server in made:
+        for writer in world.writers:
+            writer.close()
+        server.close()
+        if world.sessions:
+            _, late = await asyncio.wait(tuple(world.sessions.values()), timeout=DEADLINE)
+            assert not late
+        await world.services.pools["bank"].close()
+        await world.recorder.close()
+
+
+@pytest.fixture
+async def world(make_world: MakeWorld) -> World:
+    return await make_world()
+
+
+# startup
+
+
+async def test_startup_reports_and_gives_a_key(world: World) -> None:
+    client = await world.connect()
+    messages = await client.start(TimeZone="Asia/Tokyo", database="postgres", application_name="app")
+    assert kinds(messages).startswith("RS")
+    assert kinds(messages).endswith("KZ")
+    assert client.parameters["TimeZone"] == "Asia/Tokyo"
+    assert client.parameters["server_version"] == "18.6"
+    assert client.parameters["is_superuser"] == "off"
+    assert client.parameters["session_authorization"] == "ns/test/sa/agent"
+    assert client.key[0] >> 24 == 1
+    assert len(client.key[1]) == 4
+    assert [event.name for event in world.recorder.events] == ["connect"]
+    assert world.recorder.events[0].application == "app"
+    assert rows(await client.query("SELECT current_setting('TimeZone')")) == [(b"Asia/Tokyo",)]
+
+
+async def test_protocol_3_2_gets_a_long_key_and_newer_ones_are_negotiated(world: World) -> None:
+    client = await world.connect()
+    await client.start(minor=2)
+    assert len(client.key[1]) == 32
+    newer = await world.connect()
+    messages = await newer.start(minor=9999, **{"_pq_.x": "1"})
+    assert messages[0] == ("v", struct.pack("!ii", 0x0003_0002, 1) + b"_pq_.x\0")
+    assert len(newer.key[1]) == 32
+
+
+async def test_a_setting_that_is_not_allowed_ends_the_startup(world: World) -> None:
+    client = await world.connect()
+    messages = await client.start(search_path="evil")
+    assert error(messages)["S"] == "FATAL"
+    assert "search_path" in error(messages)["M"]
+    assert "[control ID-04" in error(messages)["M"]
+    assert await client.at_end()
+    assert world.recorder.events[-1].name == "refused"
+
+
+async def test_no_startup_message_in_time(make_world: MakeWorld) -> None:
+    world = await make_world(listener={"handshake_timeout": 0.05})
+    client = await world.connect()
+    client.writer.write(b"\0\0")
+    assert error(await client.unit())["M"].endswith("WP-04, decision " + world.recorder.events[-1].verdict.id + "]")  # type: ignore[union-attr]
+
+
+# simple protocol
+
+
+async def test_simple_query(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SELECT id, name FROM t WHERE id < 3 ORDER BY id")
+    assert kinds(messages) == "TDDCZ"
+    assert rows(messages) == [(b"1", b"name1"), (b"2", b"name2")]
+    assert status(messages) == "I"
+    (event,) = world.statements()
+    assert event.outcome is not None
+    assert (event.outcome.status, event.outcome.tag, event.outcome.rows) == ("ok", "SELECT 2", 2)
+    assert event.stages["total"] >= event.stages["upstream"] > 0
+
+
+async def test_several_statements_are_one_transaction(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SELECT 1; SELECT 2")
+    assert kinds(messages) == "TDCTDCZ"
+    messages = await client.query("INSERT INTO t VALUES (2000, 'x'); INSERT INTO t VALUES (1, 'double')")
+    assert error(messages)["C"] == "23505"
+    assert status(messages) == "I"
+    assert world.direct("SELECT count(*) FROM t WHERE id = 2000") == [(0,)]
+
+
+async def test_an_empty_text(world: World) -> None:
+    client = await world.client()
+    assert kinds(await client.query("")) == "IZ"
+    assert kinds(await client.query(" ; ")) == "IZ"
+    assert kinds(await client.ask(Parse("", ""), Bind("", ""), Describe("P", ""), Execute(""), Sync())) == "12nIZ"
+
+
+async def test_a_server_error_is_scrubbed_and_recorded(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("INSERT INTO t VALUES (1, 'secret value')")
+    fields = error(messages)
+    assert fields["C"] == "23505"
+    assert "D" not in fields
+    assert "(1)" not in str(fields)
+    (event,) = world.statements()
+    assert event.outcome is not None
+    assert "(1)" in event.outcome.error
+    assert event.outcome.status == "error"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_a_refusal_is_told_recorded_and_leaves_the_connection_usable(world: World) -> None:
+    client = await world.client()
+    world.scripted.refused["SELECT * FROM secret"] = Refusal("AC-03", "you may not read it")
+    messages = await client.query("SELECT * FROM secret")
+    (event,) = world.statements()
+    assert event.verdict is not None
+    assert error(messages)["M"] == f"you may not read it [control AC-03, decision {event.verdict.id}]"
+    assert error(messages)["H"]
+    assert event.outcome is not None
+    assert event.outcome.status == "denied"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+# extended protocol
+
+
+async def test_extended_protocol_with_both_formats(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(
+        Parse("s", "SELECT id, name FROM t WHERE id = $1", (23,)),
+        Describe("S", "s"),
+        Bind("", "s", (1,), (struct.pack("!i", 7),), (1, 0)),
+        Describe("P", ""),
+        Execute(""),
+        Sync(),
+    )
+    assert kinds(messages) == "1tT2TDCZ"
+    assert rows(messages) == [(struct.pack("!i", 7), b"name7")]
+    messages = await client.ask(Bind("", "s", (), (b"8",)), Execute(""), Sync())
+    assert kinds(messages) == "2DCZ"
+    assert rows(messages) == [(b"8", b"name8")]
+    assert kinds(await client.ask(Close("S", "s"), Sync())) == "3Z"
+    assert error(await client.ask(Bind("", "s"), Sync()))["C"] == "26000"
+    types = [value.type for value in world.statements()[0].values]
+    assert types == ["int4"]
+    assert "name" not in str(world.statements()[0].values)
+
+
+async def test_flush_answers_before_sync_and_frees_the_connection(world: World) -> None:
+    client = await world.client()
+    client.send(Parse("a", "SELECT $1::int", ()), Describe("S", "a"), Flush())
+    assert [(await client.message())[0] for _ in range(3)] == ["1", "t", "T"]
+    assert world.services.pools["bank"].counts.in_use == 0
+    client.send(Bind("", "a", (), (b"5",)), Execute(""), Flush())
+    assert [(await client.message())[0] for _ in range(3)] == ["2", "D", "C"]
+    assert world.services.pools["bank"].counts.in_use == 1
+    assert kinds(await client.ask(Sync())) == "Z"
+    assert world.services.pools["bank"].counts.in_use == 0
+    intent, outcome = world.statements()
+    assert intent.outcome is not None
+    assert intent.outcome.status == "intent"
+    assert outcome.intent == intent.id
+
+
+async def test_pipeline_of_any_depth(world: World) -> None:
+    client = await world.client()
+    one = b"".join(
+        message.encode() for message in (Parse("", "SELECT $1::int"), Bind("", "", (), (b"1",)), Execute(""), Sync())
+    )
+    client.writer.write(one * 300)
+    for _ in range(300):
+        assert kinds(await client.unit()) == "12DCZ"
+    client.send(*[Query("SELECT 1")] * 50)
+    for _ in range(50):
+        assert kinds(await client.unit()) == "TDCZ"
+
+
+async def test_an_error_skips_to_sync_and_undoes_the_unit(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(
+        Parse("", "INSERT INTO t VALUES (3000, 'x')"),
+        Bind("", ""),
+        Execute(""),
+        Parse("", "SELECT 1/0"),
+        Bind("", ""),
+        Execute(""),
+        Parse("late", "SELECT 1"),
+        Query("SELECT 2"),
+        Sync(),
+    )
+    assert kinds(messages) == "12C1EZ"
+    assert error(messages)["C"] == "22012"
+    assert status(messages) == "I"
+    assert error(await client.ask(Bind("", "late"), Sync()))["C"] == "26000"
+    assert world.direct("SELECT count(*) FROM t WHERE id = 3000") == [(0,)]
+
+
+async def test_a_refusal_behind_a_write_undoes_the_write(world: World) -> None:
+    client = await world.client()
+    world.scripted.refused["SELECT * FROM secret"] = Refusal("AC-03", "no")
+    messages = await client.ask(
+        Parse("", "INSERT INTO t VALUES (3001, 'x')"),
+        Bind("", ""),
+        Execute(""),
+        Parse("", "SELECT * FROM secret"),
+        Bind("", ""),
+        Execute(""),
+        Sync(),
+    )
+    assert kinds(messages) == "12CEZ"
+    assert status(messages) == "I"
+    assert world.direct("SELECT count(*) FROM t WHERE id = 3001") == [(0,)]
+
+
+async def test_portals_are_suspended_and_resumed_within_a_transaction(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(
+        Parse("", "SELECT id FROM t ORDER BY id"), Bind("p", ""), Execute("p", 2), Execute("p", 1), Sync()
+    )
+    assert kinds(messages) == "12DDsDsZ"
+    assert error(await client.ask(Execute("p", 2), Sync()))["C"] == "34000"
+    await client.query("BEGIN")
+    assert kinds(await client.ask(Parse("", "SELECT id FROM t"), Bind("p", ""), Execute("p", 2), Sync())) == "12DDsZ"
+    messages = await client.ask(Execute("p", 2), Sync())
+    assert rows(messages) == [(b"3",), (b"4",)]
+    assert kinds(await client.ask(Close("P", "p"), Sync())) == "3Z"
+    assert error(await client.ask(Execute("p"), Sync()))["C"] == "34000"
+    assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
+
+
+async def test_unknown_names_and_wrong_counts(world: World) -> None:
+    client = await world.client()
+    assert error(await client.ask(Bind("", "none"), Sync()))["C"] == "26000"
+    assert error(await client.ask(Describe("S", "none"), Sync()))["C"] == "26000"
+    assert error(await client.ask(Execute("none"), Sync()))["C"] == "34000"
+    assert error(await client.ask(Describe("P", "none"), Sync()))["C"] == "34000"
+    assert kinds(await client.ask(Parse("s", "SELECT $1::int"), Sync())) == "1Z"
+    assert error(await client.ask(Parse("s", "SELECT 1"), Sync()))["C"] == "42P05"
+    assert error(await client.ask(Bind("", "s"), Sync()))["C"] == "08P01"
+    assert error(await client.ask(Bind("", "s", (), (b"1", b"2")), Sync()))["C"] == "08P01"
+    messages = await client.ask(Bind("p", "s", (), (b"1",)), Bind("p", "s", (), (b"1",)), Sync())
+    assert error(messages)["C"] == "42P03"
+    assert kinds(await client.ask(Bind("", "s", (), (b"1",)), Execute(""), Sync())) == "2DCZ"
+
+
+# transactions
+
+
+async def test_an_empty_transaction_never_reaches_the_database(world: World) -> None:
+    client = await world.client()
+    assert status(await client.query("BEGIN")) == "T"
+    assert tags(await client.query("COMMIT")) == ["COMMIT"]
+    await client.query("BEGIN")
+    assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
+    assert world.services.pools["bank"].counts.opened == 0
+
+
+async def test_commit_and_rollback(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN ISOLATION LEVEL SERIALIZABLE")
+    assert status(await client.query("INSERT INTO t VALUES (4000, 'x')")) == "T"
+    assert rows(await client.query("SELECT current_setting('transaction_isolation')")) == [(b"serializable",)]
+    assert rows(await client.query("SHOW transaction_isolation")) == [(b"serializable",)]
+    assert world.direct("SELECT count(*) FROM t WHERE id = 4000") == [(0,)]
+    messages = await client.query("COMMIT")
+    assert (tags(messages), status(messages)) == (["COMMIT"], "I")
+    assert world.direct("SELECT count(*) FROM t WHERE id = 4000") == [(1,)]
+    await client.query("BEGIN")
+    await client.query("DELETE FROM t")
+    assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
+    assert world.direct("SELECT count(*) FROM t") == [(1001,)]
+    assert world.services.pools["bank"].counts.opened == 1
+
+
+async def test_begin_in_the_same_unit_as_its_first_statement(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(
+        Parse("", "BEGIN"), Bind("", ""), Describe("P", ""), Execute(""),
+        Parse("", "SELECT 1"), Bind("", ""), Execute(""), Sync(),
+    )  # fmt: skip
+    assert (kinds(messages), status(messages)) == ("12nC12DCZ", "T")
+    messages = await client.ask(
+        Parse("", "SELECT 2"), Bind("", ""), Execute(""), Parse("", "COMMIT"), Bind("", ""), Execute(""), Sync()
+    )
+    assert (kinds(messages), tags(messages), status(messages)) == ("12DC12CZ", ["SELECT 1", "COMMIT"], "I")
+
+
+async def test_a_failed_transaction_refuses_everything_but_its_end(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    assert status(await client.query("SELECT 1/0")) == "E"
+    assert error(await client.query("SELECT 1"))["C"] == "25P02"
+    assert error(await client.ask(Parse("", "SELECT 1"), Sync()))["C"] == "25P02"
+    assert error(await client.query("SHOW TimeZone"))["C"] == "25P02"
+    messages = await client.query("COMMIT")
+    assert (tags(messages), status(messages)) == (["ROLLBACK"], "I")
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_refusal_fails_the_transaction_as_an_error_does(world: World, first: bool) -> None:
+    client = await world.client()
+    world.scripted.refused["SELECT * FROM secret"] = Refusal("AC-03", "no")
+    await client.query("BEGIN")
+    if not first:
+        await client.query("INSERT INTO t VALUES (5000, 'x')")
+    assert status(await client.query("SELECT * FROM secret")) == "E"
+    assert error(await client.query("SELECT 1"))["C"] == "25P02"
+    messages = await client.query("COMMIT")
+    assert (tags(messages), status(messages)) == (["ROLLBACK"], "I")
+    assert world.direct("SELECT count(*) FROM t WHERE id = 5000") == [(0,)]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_savepoints(world: World) -> None:
+    client = await world.client()
+    world.scripted.refused["SELECT * FROM secret"] = Refusal("AC-03", "no")
+    assert error(await client.query("SAVEPOINT a"))["C"] == "25P01"
+    await client.query("BEGIN")
+    assert tags(await client.query("SAVEPOINT a")) == ["SAVEPOINT"]
+    await client.query("INSERT INTO t VALUES (6000, 'x')")
+    assert status(await client.query("SELECT * FROM secret")) == "E"
+    messages = await client.query("ROLLBACK TO SAVEPOINT a")
+    assert (tags(messages), status(messages)) == (["ROLLBACK"], "T")
+    await client.query("INSERT INTO t VALUES (6001, 'x')")
+    assert tags(await client.query("RELEASE SAVEPOINT a")) == ["RELEASE"]
+    assert tags(await client.query("COMMIT")) == ["COMMIT"]
+    assert world.direct("SELECT id FROM t WHERE id >= 6000") == [(6001,)]
+
+
+async def test_warnings_as_postgresql_gives_them(world: World) -> None:
+    client = await world.client()
+    assert kinds(await client.query("COMMIT")) == "NCZ"
+    await client.query("BEGIN")
+    messages = await client.query("BEGIN")
+    assert (kinds(messages), status(messages)) == ("NCZ", "T")
+
+
+# settings
+
+
+async def test_set_show_and_reset(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SET TimeZone = 'Asia/Tokyo'")
+    assert kinds(messages) == "SCZ"
+    assert rows(await client.query("SHOW timezone")) == [(b"Asia/Tokyo",)]
+    assert rows(await client.query("SELECT current_setting('TimeZone')")) == [(b"Asia/Tokyo",)]
+    assert kinds(await client.query("RESET timezone")) == "SCZ"
+    assert rows(await client.query("SELECT current_setting('TimeZone')")) == [(b"UTC",)]
+    await client.query("SET DateStyle = German")
+    assert kinds(await client.query("RESET ALL")) == "SCZ"
+    assert tags(await client.query("DISCARD ALL")) == ["DISCARD ALL"]
+    assert error(await client.query("SET search_path = evil"))["C"] == "42501"
+    assert error(await client.query("SHOW data_directory"))["C"] == "42704"
+    assert tags(await client.query("SET standard_conforming_strings = on")) == ["SET"]
+    assert error(await client.query("SET standard_conforming_strings = off"))["C"] == "42501"
+    assert tags(await client.query("SET extra_float_digits = 3")) == ["SET"]
+
+
+async def test_a_zone_that_the_server_does_not_know_is_told_and_can_be_corrected(world: World) -> None:
+    client = await world.client()
+    await client.query("SET TimeZone = 'No/Where'")
+    assert error(await client.query("SELECT 1"))["C"] == "22023"
+    await client.query("SET TimeZone = 'UTC'")
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_set_within_a_transaction_is_undone_with_it(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("SELECT 1")
+    await client.query("SET TimeZone = 'Asia/Tokyo'")
+    assert rows(await client.query("SELECT current_setting('TimeZone')")) == [(b"Asia/Tokyo",)]
+    await client.query("SET LOCAL IntervalStyle = iso_8601")
+    assert rows(await client.query("SELECT current_setting('IntervalStyle')")) == [(b"iso_8601",)]
+    assert kinds(await client.query("ROLLBACK")) == "SCZ"
+    assert rows(await client.query("SELECT current_setting('TimeZone'), current_setting('IntervalStyle')")) == [
+        (b"UTC", b"postgres")
+    ]
+
+
+async def test_settings_do_not_reach_another_session(world: World) -> None:
+    first, second = await world.client(), await world.client()
+    await first.query("SET TimeZone = 'Asia/Tokyo'")
+    await first.query("SELECT 1")
+    assert rows(await second.query("SELECT current_setting('TimeZone')")) == [(b"UTC",)]
+
+
+async def test_session_characteristics(world: World) -> None:
+    client = await world.client()
+    await client.query("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY")
+    assert rows(await client.query("SHOW default_transaction_isolation")) == [(b"serializable",)]
+    assert error(await client.query("INSERT INTO t VALUES (1001, 'x')"))["C"] == "25006"
+
+
+async def test_the_reset_of_drivers(world: World) -> None:
+    client = await world.client()
+    text = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;"
+    messages = await client.query(text)
+    assert tags(messages) == ["SELECT 1", "CLOSE CURSOR ALL", "UNLISTEN", "RESET"]
+    assert world.services.pools["bank"].counts.opened == 0
+
+
+async def test_trace_by_comment_setting_and_startup(world: World) -> None:
+    client = await world.client(**{"grille.trace": "prompt_id='p0'"})
+    await client.query("SELECT 1")
+    await client.query("SET grille.trace = 'prompt_id=''p1'',tool=''t'''")
+    await client.query("SELECT 1")
+    await client.query("SELECT 1 /*prompt_id='p2',handler='h'*/")
+    chains = [event.chain for event in world.statements() if event.template == "SELECT 1"]
+    assert [(chain.source, chain.prompt_id) for chain in chains] == [
+        ("startup", "p0"),
+        ("setting", "p1"),
+        ("comment", "p2"),
+    ]
+    assert chains[2].handler == "h"
+
+
+# what is not carried
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "COPY t TO STDOUT", "COPY t FROM STDIN", "LISTEN x", "NOTIFY x", "DECLARE c CURSOR FOR SELECT 1", "FETCH c",
+        "PREPARE p AS SELECT 1", "EXECUTE p", "EXPLAIN SELECT 1",
+    ],
+)  # fmt: skip
+async def test_what_is_not_carried_is_refused_and_wedges_nothing(world: World, text: str) -> None:
+    client = await world.client()
+    assert error(await client.query(text))["C"] == "0A000"
+    assert error(await client.ask(Parse("", text), Bind("", ""), Execute(""), Sync()))["C"] == "0A000"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+@pytest.mark.parametrize("message", [FunctionCall(1, (), (), 0), CopyFail("x")])
+async def test_function_calls_and_copy_data_close_the_connection(world: World, message: Any) -> None:
+    client = await world.client()
+    messages = await client.ask(message)
+    assert error(messages)["S"] == "FATAL"
+    assert error(messages)["C"] == "0A000"
+    assert await client.at_end()
+
+
+async def test_replication_is_refused(world: World) -> None:
+    client = await world.connect()
+    assert error(await client.start(replication="database"))["C"] == "0A000"
+    assert await client.at_end()
+
+
+# hidden columns, transforms, limits
+
+
+async def test_hidden_columns_are_cut_off(world: World) -> None:
+    client = await world.client()
+    text = "SELECT true AS hidden, id, name FROM t WHERE id <= 2 ORDER BY id"
+    world.scripted.plans[text] = {"hidden_columns": 1}
+    messages = await client.query(text)
+    assert rows(messages) == [(b"1", b"name1"), (b"2", b"name2")]
+    assert b"hidden" not in messages[0][1]
+    messages = await client.ask(Parse("", text), Describe("S", ""), Bind("", "", (), (), (1, 0)), Execute(""), Sync())
+    assert b"hidden" not in b"".join(payload for kind, payload in messages if kind == "T")
+    assert rows(messages)[0] == (struct.pack("!i", 1), b"name1")
+
+
+async def test_swallowed_rows_of_a_write(world: World) -> None:
+    client = await world.client()
+    text = "INSERT INTO t VALUES (7000, 'x') RETURNING true"
+    world.scripted.plans[text] = {"hidden_columns": 1, "swallow_rows": True}
+    messages = await client.query(text)
+    assert (kinds(messages), tags(messages)) == ("CZ", ["INSERT 0 1"])
+    text = "INSERT INTO t VALUES (7001, 'x') RETURNING true"
+    world.scripted.plans[text] = {"hidden_columns": 1, "swallow_rows": True}
+    messages = await client.ask(
+        Parse("", text), Describe("S", ""), Bind("", ""), Describe("P", ""), Execute(""), Sync()
+    )
+    assert kinds(messages) == "1tn2nCZ"
+
+
+async def test_injected_parameters_are_not_described(world: World) -> None:
+    client = await world.client()
+    text = "SELECT $1::int"
+    world.scripted.plans[text] = {"sql": "SELECT $1::int WHERE $2 = 'x'", "parameter_types": (23, 25)}
+    messages = await client.ask(Parse("", text), Describe("S", ""), Sync())
+    assert next(payload for kind, payload in messages if kind == "t") == struct.pack("!HI", 1, 23)
+
+
+async def test_rows_are_transformed_in_batches(world: World) -> None:
+    client = await world.client()
+    text = "SELECT id, name FROM t ORDER BY id"
+    world.scripted.plans[text] = {"results": (None, Transform("x", None))}
+    sizes = []
+
+    def release(batch: list[list[bytes | None]]) -> list[list[bytes | None]]:
+        sizes.append(len(batch))
+        return [[row[0], b"<" + (row[1] or b"") + b">"] for row in batch]
+
+    world.scripted.release_with = release
+    messages = await client.query(text)
+    assert len(rows(messages)) == 1000
+    assert rows(messages)[999] == (b"1000", b"<name1000>")
+    assert sizes == [500, 500]
+    assert world.statements()[0].outcome.decoded == 1000  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_a_value_that_cannot_be_decoded_gives_no_row_and_undoes_a_write(world: World, transaction: bool) -> None:
+    client = await world.client()
+    text = "UPDATE t SET name = 'y' WHERE id = 1 RETURNING name"
+    world.scripted.plans[text] = {"results": (Transform("x", None),)}
+
+    def release(batch: list[list[bytes | None]]) -> list[list[bytes | None]]:
+        raise Refusal("TK-01", "the provider does not answer", sqlstate="58000")
+
+    world.scripted.release_with = release
+    if transaction:
+        await client.query("BEGIN")
+    messages = await client.query(text)
+    assert error(messages)["C"] == "58000"
+    assert rows(messages) == []
+    assert status(messages) == ("E" if transaction else "I")
+    if transaction:
+        assert tags(await client.query("COMMIT")) == ["ROLLBACK"]
+    assert world.direct("SELECT name FROM t WHERE id = 1") == [("name1",)]
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_more_rows_than_the_limit(world: World, transaction: bool) -> None:
+    client = await world.client()
+    world.scripted.limits["SELECT id FROM t"] = Limits(rows=10)
+    world.scripted.limits["SELECT id FROM t LIMIT 10"] = Limits(rows=10)
+    assert len(rows(await client.query("SELECT id FROM t LIMIT 10"))) == 10
+    if transaction:
+        await client.query("BEGIN")
+        await client.query("SELECT 1")
+    messages = await client.query("SELECT id FROM t")
+    assert error(messages)["C"] == "53400"
+    assert "AC-06" in error(messages)["M"]
+    assert rows(messages) == []
+    assert status(messages) == ("E" if transaction else "I")
+    event = world.statements()[-1]
+    assert event.outcome is not None
+    assert event.outcome.status == "denied"
+
+
+async def test_the_row_limit_spans_the_fetches_of_one_portal(world: World) -> None:
+    client = await world.client()
+    world.scripted.limits["SELECT id FROM t"] = Limits(rows=5)
+    messages = await client.ask(
+        Parse("", "SELECT id FROM t"), Bind("p", ""), Execute("p", 3), Execute("p", 3), Execute("p", 3), Sync()
+    )
+    assert error(messages)["C"] == "53400"
+    assert len(rows(messages)) == 3
+
+
+async def test_a_write_over_the_limit_is_undone(world: World) -> None:
+    client = await world.client()
+    world.scripted.limits["DELETE FROM t"] = Limits(rows=10)
+    messages = await client.query("DELETE FROM t")
+    assert error(messages)["C"] == "53400"
+    assert world.direct("SELECT count(*) FROM t") == [(1000,)]
+    world.scripted.limits["DELETE FROM t WHERE id < 5"] = Limits(rows=10)
+    assert tags(await client.query("DELETE FROM t WHERE id < 5")) == ["DELETE 4"]
+    assert world.direct("SELECT count(*) FROM t") == [(996,)]
+
+
+async def test_more_bytes_than_the_limit(world: World) -> None:
+    client = await world.client()
+    world.scripted.limits["SELECT repeat('x', 1000) FROM t"] = Limits(bytes=5000)
+    messages = await client.query("SELECT repeat('x', 1000) FROM t")
+    assert error(messages)["C"] == "53400"
+    assert rows(messages) == []
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_longer_than_the_limit(world: World) -> None:
+    client = await world.client()
+    world.scripted.limits["SELECT pg_sleep(60)"] = Limits(seconds=0.1)
+    messages = await client.query("SELECT pg_sleep(60)")
+    assert error(messages)["C"] == "57014"
+    assert "AC-06" in error(messages)["M"]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_statements_per_minute(world: World) -> None:
+    client = await world.client()
+    world.scripted.limits["SELECT 1"] = Limits(statements_per_minute=3)
+    answers = [kinds(await client.query("SELECT 1")) for _ in range(4)]
+    assert answers == ["TDCZ"] * 3 + ["EZ"]
+
+
+async def test_concurrent_statements(world: World) -> None:
+    first, second = await world.client(), await world.client()
+    world.scripted.limits["SELECT pg_sleep(60)"] = Limits(concurrent=1)
+    world.scripted.limits["SELECT 1"] = Limits(concurrent=1)
+    first.send(Query("SELECT pg_sleep(60)"))
+    await until(lambda: world.services.pools["bank"].counts.in_use == 1)
+    assert error(await second.query("SELECT 1"))["C"] == "53300"
+    first.send(Terminate())
+    first.writer.close()
+    world.direct(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%'"
+        " AND pid <> pg_backend_pid()"
+    )
+    await until(lambda: not world.services.quotas._running)
+    assert kinds(await second.query("SELECT 1")) == "TDCZ"
+
+
+def test_quotas_are_divided_among_workers() -> None:
+    quotas = Quotas(workers=2)
+    limits = Limits(concurrent=4, statements_per_minute=4)
+    quotas.enter("a", limits)
+    quotas.enter("a", limits)
+    with pytest.raises(Refusal):
+        quotas.enter("a", limits)
+    quotas.enter("b", limits)
+    quotas.leave("a")
+    with pytest.raises(Refusal, match="a minute"):
+        quotas.enter("a", limits)
+
+
+async def test_a_large_result_is_streamed_behind_an_intent(world: World) -> None:
+    client = await world.client()
+    text = "SELECT repeat('x', 10000) FROM t"
+    messages = await client.query(text)
+    assert len(rows(messages)) == 1000
+    intent, outcome = world.statements()
+    assert (intent.outcome.status, outcome.outcome.status) == ("intent", "ok")  # type: ignore[union-attr]
+    assert outcome.intent == intent.id
+    assert outcome.outcome.bytes > 10_000_000  # type: ignore[union-attr]
+
+
+async def test_strict_writes_are_recorded_before_and_after(make_world: MakeWorld) -> None:
+    world = await make_world(writes="strict")
+    client = await world.client()
+    await client.query("INSERT INTO t VALUES (8000, 'x')")
+    assert [event.outcome.status for event in world.statements()] == ["intent", "ok"]  # type: ignore[union-attr]
+    assert [event.level for event in world.statements()] == ["strict", "strict"]
+
+
+# failures
+
+
+async def test_row_checks_and_catalogue_changes(world: World) -> None:
+    client = await world.client()
+    text = "INSERT INTO t VALUES (9000, 'x') RETURNING pg_catalog.current_setting('grille_row_check')"
+    world.scripted.plans[text] = {"row_check_plan": True, "swallow_rows": True, "hidden_columns": 1}
+    messages = await client.query(text)
+    assert error(messages)["C"] == "42501"
+    assert "RO-02" in error(messages)["M"]
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9000") == [(0,)]
+    text = "SELECT current_setting('grille_catalogue_changed')"
+    messages = await client.query(text)
+    assert "ST-08" in error(messages)["M"]
+    assert world.refreshed == 1
+
+
+@pytest.mark.parametrize("extended", [False, True])
+async def test_a_changed_result_type_is_prepared_anew_once(world: World, extended: bool) -> None:
+    client = await world.client()
+    text = "SELECT * FROM t WHERE id = 1"
+    assert len(rows(await client.query(text))[0]) == 2
+    await client.ask(Parse("s", text), Sync())
+    world.direct("ALTER TABLE t ADD COLUMN more int DEFAULT 5")
+    if extended:
+        messages = await client.ask(Bind("", "s"), Describe("P", ""), Execute(""), Sync())
+        assert kinds(messages) == "2TDCZ"
+    else:
+        messages = await client.query(text)
+        assert kinds(messages) == "TDCZ"
+    assert rows(messages) == [(b"1", b"name1", b"5")]
+    assert world.refreshed == 1
+
+
+@pytest.mark.parametrize("text", ["SELECT pg_sleep(60)", "UPDATE t SET name = 'z' WHERE pg_sleep(60) IS NOT NULL"])
+async def test_upstream_dies_under_a_statement(world: World, text: str) -> None:
+    client = await world.client()
+    client.send(Query(text))
+    await backend_runs(world, "pg_sleep(60)")
+    world.direct(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%'"
+        " AND pid <> pg_backend_pid()"
+    )
+    messages = await client.unit()
+    assert error(messages)["C"] == "08006"
+    assert status(messages) == "I"
+    event = world.statements()[-1]
+    assert event.outcome is not None
+    assert event.outcome.status == ("unknown" if text.startswith("UPDATE") else "error")
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_upstream_dies_within_a_transaction(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("INSERT INTO t VALUES (9001, 'x')")
+    world.direct("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+    messages = await client.query("SELECT 1")
+    assert error(messages)["C"] == "08006"
+    assert status(messages) == "E"
+    assert tags(await client.query("COMMIT")) == ["ROLLBACK"]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def backend_runs(world: World, fragment: str) -> None:
+    active = f"SELECT 1 FROM pg_stat_activity WHERE query LIKE '%{fragment}%' AND state = 'active'"
+    await until(lambda: bool(world.direct(active + " AND pid <> pg_backend_pid()")))
+
+
+async def test_an_audit_trail_that_cannot_be_written_answers_nothing(world: World) -> None:
+    client = await world.client()
+    await client.query("SELECT 1")
+
+    async def broken(event: Event) -> None:
+        raise Refusal("AU-01", "the audit trail cannot be written", sqlstate="58030")
+
+    world.recorder.keep = broken  # type: ignore[method-assign]
+    messages = await client.query("SELECT id FROM t")
+    assert error(messages)["C"] == "58030"
+    assert rows(messages) == []
+    await client.query("BEGIN")
+    assert status(await client.query("INSERT INTO t VALUES (9100, 'x')")) == "E"
+    del world.recorder.keep  # type: ignore[method-assign]
+    assert tags(await client.query("COMMIT")) == ["ROLLBACK"]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9100") == [(0,)]
+
+
+# cancel, drain, expiry
+
+
+@pytest.mark.parametrize("minor", [0, 2])
+async def test_cancel_ends_the_statement_in_flight(world: World, minor: int) -> None:
+    client = await world.connect()
+    await client.start(minor=minor)
+    other = await world.client()
+    client.send(Query("SELECT pg_sleep(60)"))
+    await backend_runs(world, "pg_sleep(60)")
+    assert not world.services.cancels.cancel(client.key[0], b"0" * len(client.key[1]))
+    assert not world.services.cancels.cancel(client.key[0] + 77, client.key[1])
+    canceller = await world.connect()
+    canceller.writer.write(CancelRequest(*client.key).encode())
+    assert await canceller.at_end()
+    messages = await client.unit()
+    assert error(messages)["C"] == "57014"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+    assert rows(await other.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_cancel_of_an_idle_session_does_nothing(world: World) -> None:
+    client = await world.client()
+    await client.query("SELECT 1")
+    assert world.services.cancels.cancel(*client.key)
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+def test_a_cancel_for_another_worker_is_forwarded() -> None:
+    forwarded: list[tuple[int, int, bytes]] = []
+    table = CancelTable(1, lambda worker, number, secret: forwarded.append((worker, number, secret)))
+    assert not table.cancel(3 << 24 | 9, b"abcd")
+    assert forwarded == [(3, 3 << 24 | 9, b"abcd")]
+
+
+async def test_drain(world: World) -> None:
+    idle, busy = await world.client(), await world.client()
+    await busy.query("BEGIN")
+    await busy.query("INSERT INTO t VALUES (9200, 'x')")
+    for session in tuple(world.sessions):
+        session.drain()
+    messages = await idle.unit()
+    assert error(messages)["C"] == "57P01"
+    assert await idle.at_end()
+    assert rows(await busy.query("SELECT 1")) == [(b"1",)]
+    assert tags(await busy.query("COMMIT")) == ["COMMIT"]
+    assert error(await busy.unit())["C"] == "57P01"
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9200") == [(1,)]
+    late = await world.connect()
+    assert error(await late.start())["C"] == "57P01"
+
+
+async def test_a_certificate_that_expires_ends_the_session(make_world: MakeWorld) -> None:
+    world = await make_world(not_after=dt.timedelta(seconds=0.6))
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("SELECT 1")
+    messages = await client.unit()
+    assert error(messages)["C"] == "28000"
+    assert "ID-06" in error(messages)["M"]
+    assert await client.at_end()
+
+
+async def test_a_client_that_leaves_in_a_transaction_leaves_nothing_behind(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("INSERT INTO t VALUES (9300, 'x')")
+    client.writer.close()
+    await until(lambda: world.services.pools["bank"].counts.in_use == 0)
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9300") == [(0,)]
+    await until(lambda: world.recorder.events[-1].name == "disconnect")
+
+
+# bad input
+
+
+async def test_half_a_message_then_silence(make_world: MakeWorld) -> None:
+    world = await make_world(listener={"idle_message_timeout": 0.1})
+    client = await world.client()
+    client.writer.write(b"Q\0\0\0\x20SEL")
+    messages = await client.unit()
+    assert error(messages)["C"] == "08P01"
+    assert "WP-04" in error(messages)["M"]
+    assert await client.at_end()
+
+
+@pytest.mark.parametrize("extended", [False, True])
+async def test_a_statement_of_64_mebibytes(world: World, extended: bool) -> None:
+    client = await world.client()
+    size = 64 * 1024 * 1024
+    payload = b"SELECT '" + b"x" * size + b"'\0"
+    if extended:
+        client.writer.write(b"P" + struct.pack("!i", len(payload) + 7) + b"\0" + payload + b"\0\0" + Sync().encode())
+    else:
+        client.writer.write(b"Q" + struct.pack("!i", len(payload) + 4) + payload)
+    messages = await client.unit()
+    assert error(messages)["C"] == "54000"
+    assert "WP-03" in error(messages)["M"]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_ten_thousand_parentheses(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SELECT " + "(" * 10_000 + "1" + ")" * 10_000)
+    assert error(messages)["C"].startswith("54")
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+@pytest.mark.parametrize(
+    ("data", "sqlstate"),
+    [
+        (b"Q\0\0\0\x0eSELECT\0 1;\0", "08P01"),
+        (b"Q\0\0\0\x0aSEL\xff\xfe\0", "22021"),
+        (b"Q\0\0\0\x0aSELECT", "08P01"),
+        (b"y\0\0\0\x04", "08P01"),
+        (b"Q\x7f\xff\xff\xff", "08P01"),
+        (b"Q\0\0\0\x03", "08P01"),
+        (b"Q\xff\xff\xff\xff", "08P01"),
+        (b"S\0\0\0\x05x", "08P01"),
+        (b"B\0\0\0\x08\0\0\0\x05", "08P01"),
+    ],
+)  # fmt: skip
+async def test_malformed_messages_close_the_connection(world: World, data: bytes, sqlstate: str) -> None:
+    client = await world.client()
+    client.writer.write(data)
+    messages = await client.unit()
+    assert error(messages)["S"] == "FATAL"
+    assert error(messages)["C"] == sqlstate
+    assert "Traceback" not in str(messages)
+    assert await client.at_end()
+
+
+async def test_65535_parameters(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(
+        Parse("", "SELECT 1 WHERE $1 = 1", (23,) * 65_535), Bind("", "", (), (b"1",) * 65_535), Execute(""), Sync()
+    )
+    assert kinds(messages) == "12DCZ"
+    messages = await client.ask(Parse("", "SELECT 1"), Bind("", "", (), (b"1",) * 65_535), Sync())
+    assert error(messages)["C"] == "08P01"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_a_format_code_that_does_not_exist_fails_its_unit_only(world: World) -> None:
+    client = await world.client()
+    messages = await client.ask(Parse("", "SELECT 1"), Bind("", "", (), (), (7,)), Execute(""), Sync())
+    assert kinds(messages) == "1EZ"
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_1600_result_columns(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SELECT " + ", ".join(f"{n} AS c{n}" for n in range(1600)))
+    assert len(rows(messages)[0]) == 1600
+
+
+async def test_messages_one_byte_at_a_time(world: World) -> None:
+    client = await world.client()
+    data = b"".join(
+        message.encode() for message in (Parse("", "SELECT $1::int"), Bind("", "", (), (b"1",)), Execute(""), Sync())
+    )
+    for byte in data:
+        client.writer.write(bytes((byte,)))
+        await client.writer.drain()
+    assert kinds(await client.unit()) == "12DCZ"
+
+
+async def test_terminate(world: World) -> None:
+    client = await world.client()
+    client.send(Terminate())
+    assert await client.at_end()
+
+
+async def test_psycopg_runs_unchanged(world: World) -> None:
+    """libpq over a plain socket: the e2e tests do the same over TLS."""
+    dsn = f"host=127.0.0.1 port={world.port} sslmode=disable gssencmode=disable dbname=x user=x"
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        cursor = await connection.execute("SELECT id, name FROM t WHERE id = %s", (5,))
+        assert await cursor.fetchall() == [(5, "name5")]
+        await connection.commit()
+        async with connection.pipeline():
+            for n in range(20):
+                await connection.execute("INSERT INTO t VALUES (%s, %s)", (20_000 + n, "p"))
+        await connection.rollback()
+    assert world.direct("SELECT count(*) FROM t WHERE id >= 20000") == [(0,)]
