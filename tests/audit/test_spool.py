@@ -515,6 +515,28 @@ def test_a_removed_segment_stops_the_spool(open_spool: OpenSpool, make_event: Ma
         spool.close()
 
 
+def test_after_a_failed_sync_the_records_are_written_again(
+    open_spool: OpenSpool, make_event: MakeEvent, audit: Path, key: Ed25519PrivateKey
+) -> None:
+    """No device here fails on demand: the state that a failed fdatasync leaves is set by hand."""
+    spool = open_spool()
+    spool.append(make_event())
+    spool.seal()
+    path = segments(audit / "worker-000")[0]
+    whole = path.read_bytes()
+    segment = spool._segments[-1]
+    segment.sync_failed = True
+    spool.sync()
+    assert (path.read_bytes(), segment.synced, segment.sync_failed) == (whole, len(whole), False)
+    spool.append(make_event())
+    segment.sync_failed = True
+    os.pwrite(segment.descriptor, bytes(40), segment.synced)  # the kernel has let go of the pages
+    with pytest.raises(AuditUnavailable, match="cannot be synced"):
+        spool.sync()
+    with pytest.raises(AuditUnavailable):
+        spool.close()
+
+
 def test_what_is_stored_of_an_event_is_its_encoding(open_spool: OpenSpool, make_event: MakeEvent, audit: Path) -> None:
     spool = open_spool()
     event = make_event(outcome=Outcome(status="denied", sqlstate="42501"))
