@@ -190,3 +190,11 @@ SELECT 1 / (id - 7) FROM customers WHERE id > 500
 SELECT id FROM customers WHERE 1 / (id - 1) > -5 ORDER BY id
 SELECT id FROM customers WHERE (name || 'x')::text <> '' AND 1 / (score - 999) < 5 ORDER BY id
 SELECT id FROM accounts WHERE 1 / (customer_id - 1) >= 0 ORDER BY id
+SELECT mode() WITHIN GROUP (ORDER BY branch) FROM customers
+SELECT id FROM customers WHERE id BETWEEN 10 AND 90 AND name LIKE 'A%' ORDER BY id
+SELECT c.id FROM customers c WHERE (SELECT count(*) FROM accounts a WHERE a.customer_id = c.id) > 1 ORDER BY 1
+SELECT c.id FROM customers c LEFT JOIN accounts a ON a.customer_id = c.id WHERE a.id IS NULL ORDER BY 1
+SELECT c.id FROM customers c WHERE c.score IN (SELECT a.id % 100 FROM accounts a WHERE a.balance > 100) ORDER BY 1
+SELECT id FROM customers WHERE id = 42 FOR UPDATE
+SELECT id FROM customers WHERE lower(name) LIKE 'b%' ORDER BY id LIMIT 3 FOR SHARE
+SELECT count(*) FROM (SELECT 1 FROM customers) x
