@@ -205,6 +205,10 @@ class Services:
     quotas: Quotas = field(default_factory=Quotas)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def drain(self) -> None:
+        """Begin no transaction any more; `Session.drain` ends each session."""
+        self.draining.set()
+
 
 # one session
 
@@ -243,7 +247,7 @@ class Session:
         self._state = state.ClientState()
         self._state.happened(state.Event.ENCRYPTED)
         self._id = event_id(time.time())
-        self._peer = peer
+        self._peer = peer or _address(stream)
         self._settings = Settings()
         self._initial = Settings()
         self._chain = Chain()
@@ -1549,3 +1553,8 @@ def _text_of(message: FrontendMessage) -> str:
 
 def _discarded_query(message: FrontendMessage) -> bool:
     return isinstance(message, Oversized) and message.discarded == Query.kind
+
+
+def _address(stream: ByteStream) -> str:
+    name = stream.extra("peername")  # noqa: S610  (not Django)
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""
