@@ -237,11 +237,14 @@ class Listener:
 
     async def _handshake(self, accepted: socket.socket) -> ByteStream:
         """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
+        stream = ByteStream()
         unsent = listen_for_alert()
         alert_socket = accepted.dup()
+        stream = ByteStream()
         try:
-            _, stream = await asyncio.get_running_loop().connect_accepted_socket(
-                ByteStream,
+            # What it returns is not used: uvloop gives its own TLS protocol in place of the stream.
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: stream,
                 accepted,
                 ssl=self._certificates.current.context,
                 # `_serve` ends it earlier

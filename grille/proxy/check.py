@@ -1,0 +1,238 @@
+"""``grille check``: everything that a configuration points at, tried one by one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Final, TextIO
+
+import asyncpg
+
+from grille.controls import Refusal
+from grille.policies.bundle import BundleReadError, read
+from grille.policies.wasm import BundleError, WasmEngine
+from grille.protocols.postgres.catalog import Catalog
+from grille.proxy import keys
+from grille.proxy.catalog import connect, read_catalog
+from grille.proxy.config import Config, ConfigError, Database
+from grille.proxy.tls import CertificateError, Certificates
+from grille.proxy.upstream import UpstreamConnection
+
+TEXT_LIKE: Final = "S"
+"""pg_type.typcategory of text, varchar, char(n), name and domains over them."""
+
+
+_SOON: Final = dt.timedelta(days=1)
+_FAILURES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_POWER: Final = """
+SELECT rolsuper AS "superuser", rolbypassrls AS "BYPASSRLS", rolreplication AS "REPLICATION",
+       rolcreaterole AS "CREATEROLE" FROM pg_catalog.pg_roles WHERE rolname = current_user
+"""
+
+
+class Report:
+    """Prints one line an item, as it goes."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self.failed = 0
+
+    def ok(self, item: str, note: str = "") -> None:
+        """The item is in order."""
+        self._line("OK  ", item, note)
+
+    def fail(self, item: str, what: str, fix: str) -> None:
+        """The item is not; ``fix`` says what to do."""
+        self.failed += 1
+        self._line("FAIL", item, f"{what}. {fix}".rstrip(". ") + ".")
+
+    def warn(self, item: str, note: str) -> None:
+        """The item works, but should not stay as it is."""
+        self._line("WARN", item, note)
+
+    def _line(self, word: str, item: str, note: str) -> None:
+        self._out.write(f"{word} {item}{': ' if note else ''}{note}\n")
+        self._out.flush()
+
+
+async def check(config: Config, out: TextIO) -> int:
+    """Print ``OK`` or ``FAIL`` for each item; 0 if none failed, else 1."""
+    report = Report(out)
+    report.ok("configuration", f"{len(config.identities)} identities, fingerprint {config.fingerprint[:16]}")
+    _keys(config, report)
+    _certificate(config, report)
+    _audit(config, report)
+    _bundle(config, report)
+    catalogs = [await _database(database, report) for database in config.databases]
+    _columns(config, [catalog for catalog in catalogs if catalog is not None], len(catalogs), report)
+    out.write(f"{report.failed} failed\n" if report.failed else "all in order\n")
+    return 1 if report.failed else 0
+
+
+def _keys(config: Config, report: Report) -> None:
+    for item, load in (("token keys", keys.token_provider), ("audit signing key", keys.signing_key)):
+        try:
+            load(config)
+        except ConfigError as error:
+            for problem in error.problems:
+                report.fail(item, f"{problem.key} {problem.what}", problem.fix)
+        else:
+            report.ok(item)
+
+
+def _bundle(config: Config, report: Report) -> None:
+    item = f"policy bundle {config.policy.bundle}"
+    try:
+        engine = WasmEngine(read(config.policy.bundle), config.policy.entrypoint, timeout=config.policy.timeout)
+    except (BundleReadError, BundleError) as error:
+        fix = (
+            f"Build it anew: opa build -t wasm -e {config.policy.entrypoint} --revision NAME -o bundle.tar.gz DIRECTORY"
+        )
+        report.fail(item, str(error), fix)
+    else:
+        report.ok(item, f"revision {engine.revision}, entrypoint {config.policy.entrypoint}")
+
+
+def _certificate(config: Config, report: Report) -> None:
+    """The listener's certificate and key, and the trust bundles, as the listener would load them."""
+    item = f"certificate {config.listener.certificate}"
+    try:
+        certificates = Certificates(config.listener, config.trust_domains)
+    except CertificateError as error:
+        report.fail("certificates", str(error), "")
+        return
+    left = certificates.not_after - dt.datetime.now(dt.UTC)
+    note = f"valid until {certificates.not_after:%Y-%m-%d %H:%M} UTC"
+    if left < _SOON:
+        report.warn(item, f"{note}: renew it soon")
+    else:
+        report.ok(item, note)
+    for name, bundle in certificates.current.bundles.items():
+        if bundle:
+            report.ok(f"trust domain {name}", f"{len(bundle)} CA certificate{'s' if len(bundle) > 1 else ''}")
+        else:
+            report.warn(f"trust domain {name}", "its bundle is empty, so it distrusts everybody")
+
+
+def _audit(config: Config, report: Report) -> None:
+    """A file is written to the audit directory, or to the nearest parent that exists, and removed."""
+    directory = config.audit.directory
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".grille-check-") as file:
+            file.write(b"grille")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        fix = f"Let this user write there (mkdir -p {directory}; chown ...), or change audit.directory."
+        report.fail(f"audit directory {directory}", f"cannot be written ({error.strerror})", fix)
+    else:
+        report.ok(f"audit directory {directory}", "" if place == directory else "will be made")
+
+
+async def _database(database: Database, report: Report) -> Catalog | None:
+    """Connect as statements will be, then read the catalogue.  None if that fails."""
+    item = f"database {database.name}"
+    try:
+        connection = await UpstreamConnection.open(database)
+    except Refusal as refusal:
+        reason = " ".join((refusal.detail_for_audit or refusal.message).split())
+        report.fail(item, reason, _connection_fix(database, reason))
+        return None
+    version = connection.parameters.get("server_version", "?")
+    connection.close()
+    await connection.wait_closed()
+    report.ok(
+        item, f"PostgreSQL {version} at {database.host}:{database.port}, role {database.role}, {_transport(database)}"
+    )
+    try:
+        reader = await connect(database)
+    except _FAILURES as error:
+        report.fail(f"{item} catalogue", _reason(error), _connection_fix(database, _reason(error)))
+        return None
+    try:
+        catalog = await read_catalog(reader)
+        power = await reader.fetchrow(_POWER)
+    except _FAILURES as error:
+        report.fail(f"{item} catalogue", _reason(error), f"Let {database.role} read pg_catalog, as every role may.")
+        return None
+    finally:
+        await reader.close()
+    report.ok(f"{item} catalogue", f"{len(catalog.relations)} relations, epoch {catalog.epoch[:16]}")
+    powers = [name for name, has in (power or {}).items() if has]
+    if powers:
+        report.warn(
+            f"{item} role {database.role}", f"is {' and '.join(powers)}, and needs nothing of it: use a plain role"
+        )
+    _functions(database, catalog, report)
+    return catalog
+
+
+def _functions(database: Database, catalog: Catalog, report: Report) -> None:
+    known = {f"{function.schema}.{function.name}" for function in catalog.functions.values()}
+    for routine in database.functions:
+        if routine.partition("(")[0] not in known:
+            report.fail(
+                f"function {routine}", f"is not in {database.name}", "Correct databases.functions, or create it."
+            )
+
+
+def _columns(config: Config, catalogs: Sequence[Catalog], databases: int, report: Report) -> None:
+    """Each sensitive column exists, and holds text if it is stored tokenized."""
+    for column in config.columns if catalogs else ():
+        schema, name, attribute = column.name.split(".")
+        item = f"column {column.name}"
+        found = [
+            (catalog, known)
+            for catalog in catalogs
+            if (relation := catalog.relations.get((schema, name))) is not None
+            and (known := relation.column(attribute)) is not None
+        ]
+        if not found and len(catalogs) < databases:
+            report.fail(item, "was not found", "A database could not be read; see above.")
+        elif not found:
+            report.fail(item, "does not exist", "Correct columns.name (schema.relation.column), or create the column.")
+        for catalog, known in found:
+            kind = catalog.types[known.type_oid]
+            if column.transformation is not None and kind.category != TEXT_LIKE:
+                what = f"is {kind.name} in {catalog.database}, which cannot hold a token"
+                report.fail(item, what, "Store it as text or varchar, or remove its transformation.")
+            else:
+                stored = f"tokenized by {column.transformation}" if column.transformation else "clear, masked in SQL"
+                report.ok(item, f"{kind.name}, stored {stored}")
+
+
+def _transport(database: Database) -> str:
+    if database.host.startswith("/"):
+        return "unix socket"
+    if database.tls == "off":
+        return "no TLS (loopback)"
+    return "TLS verify-full" + (" with client certificate" if database.client_certificate is not None else "")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _connection_fix(database: Database, reason: str) -> str:
+    """What usually helps against this failure."""
+    for signs, fix in (
+        (("28P01", "ScramError", "InvalidPassword"), "Correct password_file, or set the role's password anew."),
+        (("28000",), f"Let pg_hba.conf accept role {database.role} from here, by scram-sha-256 or cert."),
+        (("3D000",), f"Create database {database.database}, or correct databases.database."),
+        (
+            ("CERTIFICATE_VERIFY_FAILED",),
+            "Let ca be the CA of the server's certificate, and host a name that is in it.",
+        ),
+        (("does not offer TLS",), "Set ssl = on in postgresql.conf, or connect over a unix socket with tls off."),
+        (("password_file",), "Add password_file to this [[databases]] entry."),
+        (
+            ("refused", "FileNotFound", "No such file", "not ready within", "gaierror"),
+            "Start PostgreSQL, or correct host and port.",
+        ),
+    ):
+        if any(sign in reason for sign in signs):
+            return fix
+    return "The server's log says more."

@@ -1,0 +1,496 @@
+"""One worker: every part of the proxy made and joined, then run until it has drained.
+
+``python -m grille.proxy.serve`` is what the node starts; it reads its assignment from standard input, and the end of
+standard input is the end of the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from prometheus_client import Counter
+
+from grille.audit.encoding import lifecycle
+from grille.audit.spool import AuditUnavailable, Spool
+from grille.controls import Refusal
+from grille.protocols.postgres.analysis import Sensitive
+from grille.protocols.postgres.catalog import Catalog
+from grille.proxy import keys
+from grille.proxy.bundle_watch import BundleWatch
+from grille.proxy.catalog import CatalogWatch
+from grille.proxy.config import Config, ConfigError, Database, Problem, decode
+from grille.proxy.enforcement import Enforcement
+from grille.proxy.identity import Registry
+from grille.proxy.listener import Listener
+from grille.proxy.node import (
+    NODE,
+    UNUSABLE,
+    Ask,
+    Assignment,
+    Cancel,
+    Datagram,
+    Drain,
+    LocalSocket,
+    Reload,
+    Report,
+    Started,
+    worker_name,
+)
+from grille.proxy.recorder import Recorder
+from grille.proxy.session import CancelTable, Quotas, Services, Session
+from grille.proxy.telemetry import Metrics, start_logging
+from grille.proxy.tls import CertificateError, Certificates
+from grille.proxy.upstream import UpstreamPool
+
+log = logging.getLogger("grille.worker")
+
+RETRY_SECONDS: Final = 1.0
+_POOL_SECONDS: Final = 2.0
+
+
+class Worker:
+    """One worker, from its first file read to its last event."""
+
+    def __init__(self, config: Config, number: int = 0, workers: int = 1, local: LocalSocket | None = None) -> None:
+        """Reads keys, certificates and the policy bundle.  Raises `ConfigError`.  The event loop must be running."""
+        self.config = config
+        self.number = number
+        self.metrics = Metrics()
+        self._recorder: Recorder | None = None
+        self.port = 0
+        """Where this worker listens; 0 before it does."""
+        self._local = local
+        self._workers = workers
+        self._provider = keys.token_provider(config)
+        self._signing_key = keys.signing_key(config)
+        try:
+            self._certificates = Certificates(config.listener, config.trust_domains, on_reload=self._on_certificates)
+        except CertificateError as error:
+            raise ConfigError("listener", [Problem("listener", "", str(error), "")]) from None
+        self._bundle = BundleWatch(config.policy, self._on_bundle)
+        if not self._bundle.reload():
+            fix = f"Build it anew: opa build -t wasm -e {config.policy.entrypoint} --revision NAME ..."
+            raise ConfigError("policy", [Problem("policy.bundle", "", self._bundle.problem, fix)])
+        self._catalogs = {
+            database.name: CatalogWatch(database, self._on_catalog(database)) for database in config.databases
+        }
+        self._pools = {database.name: UpstreamPool(database) for database in config.databases}
+        self._listener: Listener | None = None
+        self._services: Services | None = None
+        self._audit_problem = "not opened yet"
+        self._catalog_problems = {database.name: "the catalogue has not been read yet" for database in config.databases}
+        self._draining = False
+        self._stopped = asyncio.Event()
+        self._notes: set[asyncio.Task[None]] = set()
+        self._counted: dict[int, int] = {}
+        self.metrics.before_scrape.append(self._refresh_metrics)
+
+    # what is not in order
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why this worker is not ready; empty if it is."""
+        found = []
+        if self._draining:
+            found.append("draining")
+        if self._recorder is None:
+            found.append(f"audit: {self._audit_problem}")
+        elif not self._recorder.healthy:
+            found.append(f"audit: {self._recorder.last_error}")
+        for name in self._catalogs:
+            if self._catalog_problems[name]:
+                found.append(f"database {name}: {self._catalog_problems[name]}")
+        if not self.port:
+            found.append("does not listen yet")
+        return tuple(found)
+
+    # the whole life
+
+    async def run(self, on_listening: Callable[[], None] = lambda: None) -> None:
+        """Serve until `drain` has been called and done its work."""
+        async with contextlib.AsyncExitStack() as stack:
+            recorder = await self._open_audit()
+            if recorder is None:
+                return
+            stack.push_async_callback(self._close_audit, recorder)
+            for pool in self._pools.values():
+                stack.push_async_callback(_close_pool, pool)
+            tasks = [
+                asyncio.create_task(self._bundle.watch()),
+                asyncio.create_task(self._certificates.watch()),
+                *(asyncio.create_task(self._watch_catalog(each.name, each)) for each in self.config.databases),
+            ]
+            stack.push_async_callback(_cancel, tasks)
+            services = self._services = self._join(recorder)
+
+            self._listener = Listener(
+                self.config.listener,
+                self._certificates,
+                Registry(self.config.identities),
+                lambda stream, agent, _: Session(stream, agent, services),
+                cancel=services.cancels.cancel,
+                on_refused=self._on_refused,
+            )
+            stack.push_async_callback(self._listener.close)
+            self.port = await self._listener.start()
+            on_listening()
+            stopped = asyncio.create_task(self._stopped.wait())
+            stack.push_async_callback(_cancel, [stopped])
+            ended, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new connections and transactions, let those in flight finish for so long, then end `run`."""
+        if self._draining:
+            return
+        self._draining = True
+        log.info("draining", extra={"fields": {"seconds": seconds}})
+        if self._services is not None and self._listener is not None:
+            self._services.draining.set()
+            for session in tuple(self._listener.sessions):
+                if isinstance(session, Session):
+                    session.drain()
+            await self._listener.finish(seconds)
+        self._stopped.set()
+
+    def stop(self) -> None:
+        """End `run` now; transactions in flight are rolled back."""
+        self._draining = True
+        self._stopped.set()
+
+    def reload(self) -> None:
+        """Look at the policy bundle and the certificates now."""
+        self._bundle.reload()
+        self._certificates.reload()
+
+    def cancel(self, process_id: int, secret: bytes) -> None:
+        """Cancel what the owner of this key runs, if it is a session of this worker."""
+        if self._services is not None:
+            self._services.cancels.cancel(process_id, secret)
+
+    # parts
+
+    async def _open_audit(self) -> Recorder | None:
+        """The recorder, as soon as the audit directory can be written; None if the worker is ended before."""
+        settings = self.config.audit
+        told = ""
+        while not self._draining:
+            try:
+                spool = Spool(
+                    settings.directory,
+                    self.number,
+                    self._signing_key,
+                    block_events=settings.block_events,
+                    block_seconds=settings.block_milliseconds / 1000,
+                    segment_bytes=settings.segment_bytes,
+                )
+            except AuditUnavailable as error:
+                self._audit_problem = str(error)
+                if told != str(error):
+                    log.error("the audit directory cannot be used", extra={"fields": {"problem": str(error)}})
+                    told = str(error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), RETRY_SECONDS)
+                continue
+            self._recorder = Recorder(spool, settings)
+            self._recorder.policy_revision = self._bundle.revision
+            return self._recorder
+        return None
+
+    async def _close_audit(self, recorder: Recorder) -> None:
+        while self._notes:
+            await asyncio.wait(self._notes)
+        try:
+            await recorder.close()
+        except AuditUnavailable as error:
+            log.error("the end of the run could not be recorded", extra={"fields": {"problem": str(error)}})
+
+    async def _watch_catalog(self, name: str, database: Database) -> None:
+        """Poll until cancelled."""
+        watch = self._catalogs[name]
+        try:
+            while True:
+                await self._refresh_catalog(name)
+                await asyncio.sleep(database.catalog_poll if watch.ready else min(RETRY_SECONDS, database.catalog_poll))
+        finally:
+            await watch.close()
+
+    async def _refresh_catalog(self, name: str) -> None:
+        """Read a catalogue; a failure is noted, counted and logged, and the old snapshot stays."""
+        try:
+            await self._catalogs[name].refresh()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self.metrics.catalog_failures.labels(name).inc()
+            problem = f"the catalogue cannot be read ({type(error).__name__})"
+            if self._catalog_problems[name] != problem:
+                log.error(
+                    "a catalogue cannot be read", extra={"fields": {"database": name, "error": type(error).__name__}}
+                )
+            self._catalog_problems[name] = problem
+        else:
+            self.metrics.catalog_last_success.labels(name).set_to_current_time()
+            if self._catalog_problems[name]:
+                log.info("a catalogue was read", extra={"fields": {"database": name}})
+            self._catalog_problems[name] = ""
+
+    def _join(self, recorder: Recorder) -> Services:
+        config = self.config
+        domains = {transformation.name: transformation.token_domain for transformation in config.transformations}
+        sensitive = {
+            column.name: Sensitive(
+                column.transformation, domains[column.transformation] if column.transformation is not None else None
+            )
+            for column in config.columns
+        }
+
+        def forward(worker: int, number: int, secret: bytes) -> None:
+            if self._local is not None and worker < self._workers:
+                self._local.send(worker_name(worker), Cancel(number, secret))
+
+        return Services(
+            config=config,
+            worker=self.number,
+            workers=self._workers,
+            enforcement={
+                database.name: Enforcement(
+                    database=database.name,
+                    catalog=self._catalog_of(database.name),
+                    pdp=lambda: self._bundle.current,
+                    provider=self._provider,
+                    sensitive=sensitive,
+                    functions=database.functions,
+                    configuration=config.fingerprint,
+                    max_statement=config.listener.max_statement_bytes,
+                    decision_entries=config.policy.cache_entries,
+                )
+                for database in config.databases
+            },
+            pools=self._pools,
+            recorder=recorder,
+            metrics=self.metrics,
+            cancels=CancelTable(self.number, forward),
+            server_version=lambda name: _version(self._catalog_of(name)().server_version),
+            refresh=self._refresh_catalog,
+            quotas=Quotas(self._workers),
+        )
+
+    def _catalog_of(self, name: str) -> Callable[[], Catalog]:
+        watch = self._catalogs[name]
+
+        def current() -> Catalog:
+            if not watch.ready:
+                raise Refusal(
+                    "ST-08",
+                    "the database's catalogue has not been read yet",
+                    sqlstate="57P03",
+                    hint="The database cannot be reached, or Grille has just started. Try again later.",
+                )
+            return watch.current
+
+        return current
+
+    # what happens meanwhile
+
+    def _on_certificates(self, problem: str | None) -> None:
+        if problem is None:
+            log.info("certificates reloaded", extra={"fields": {"not_after": self._certificates.not_after}})
+            self._note("certificates", f"reloaded, valid until {self._certificates.not_after:%Y-%m-%dT%H:%M:%SZ}")
+        else:
+            log.error("new certificates cannot be used; the old ones stay", extra={"fields": {"problem": problem}})
+            self._note("certificates-refused", problem)
+
+    def _on_bundle(self, name: str, text: str) -> None:
+        if name == "bundle":
+            log.info("a policy bundle is in force", extra={"fields": {"revision": self._bundle.revision}})
+            if self._recorder is not None:
+                self._recorder.policy_revision = self._bundle.revision
+        else:
+            log.error("a new policy bundle cannot be used; the old one stays", extra={"fields": {"problem": text}})
+        self._note(name, text)
+
+    def _on_catalog(self, database: Database) -> Callable[[str, str], None]:
+        def changed(name: str, text: str) -> None:
+            log.info("the catalogue changed", extra={"fields": {"database": database.name, "epoch": text}})
+            self._note(name, f"{database.name}: {text}")
+
+        return changed
+
+    def _on_refused(self, peer: str, control: str, reason: str) -> None:
+        self.metrics.refused(control)
+        log.warning("a connection was refused", extra={"fields": {"client": peer, "control": control}})
+        self._note("refused", f"{peer} {control}: {reason}")
+
+    def _note(self, name: str, text: str) -> None:
+        """Record something that is no statement."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+
+        async def keep() -> None:
+            with contextlib.suppress(Refusal):
+                await recorder.keep(lifecycle(name, text, time.time(), worker=self.number, level="process"))
+
+        task = asyncio.create_task(keep())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    def _refresh_metrics(self) -> None:
+        metrics = self.metrics
+        for name, pool in self._pools.items():
+            counts = pool.counts
+            metrics.pool.labels(name, "idle").set(counts.idle)
+            metrics.pool.labels(name, "busy").set(counts.in_use)
+            metrics.pool_waiting.labels(name).set(counts.waiting)
+        metrics.bundle_info.clear()
+        metrics.bundle_info.labels(self._bundle.revision).set(1)
+        metrics.bundle_last_success.set(self._bundle.last_success)
+        self._follow(metrics.bundle_failures, self._bundle.failures)
+        metrics.certificate_not_after.labels("listener").set(self._certificates.not_after.timestamp())
+        recorder = self._recorder
+        metrics.audit_healthy.set(recorder is not None and recorder.healthy)
+        if recorder is not None:
+            metrics.audit_lag.set(recorder.lag_seconds)
+            self._follow(metrics.audit_events, recorder.events_total)
+        if self._services is not None:
+            enforcement = self._services.enforcement.values()
+            for counter, caches in (
+                (metrics.plan_cache, [each.plans for each in enforcement]),
+                (metrics.decision_cache, [each.decisions for each in enforcement]),
+            ):
+                self._follow(counter.labels("hit"), sum(cache.hits for cache in caches))
+                self._follow(counter.labels("miss"), sum(cache.misses for cache in caches))
+        if self._local is not None:
+            metrics.datagrams_ignored.set(self._local.ignored)
+
+    def _follow(self, counter: Counter, total: int) -> None:
+        """Bring a counter up to a total that is counted elsewhere."""
+        seen = self._counted.get(id(counter), 0)
+        counter.inc(total - seen)
+        self._counted[id(counter)] = total
+
+
+def _version(number: int) -> str:
+    """server_version of server_version_num: 180004 is 18.4."""
+    return f"{number // 10000}.{number % 10000}"
+
+
+async def _close_pool(pool: UpstreamPool) -> None:
+    try:
+        async with asyncio.timeout(_POOL_SECONDS):
+            await pool.close()
+    except TimeoutError:
+        pool.abort()
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# the process
+
+
+async def _serve(config: Config, assignment: Assignment) -> int:
+    """Join the node, run, and obey its datagrams and signals."""
+    directory = Path(assignment.directory)
+    worker: Worker | None = None
+    drains: list[asyncio.Task[None]] = []
+
+    def drain(seconds: float = config.process.drain_seconds) -> None:
+        if worker is None:
+            raise SystemExit(0)
+        drains.append(asyncio.create_task(worker.drain(seconds)))
+
+    def received(datagram: Datagram) -> None:
+        if worker is None:
+            return
+        match datagram:
+            case Ask(number):
+                local.send(NODE, Report(number, assignment.number, worker.reasons(), worker.metrics.snapshot()))
+            case Cancel(process_id, secret):
+                worker.cancel(process_id, secret)
+            case Drain(seconds):
+                drain(seconds)
+            case Reload():
+                worker.reload()
+            case _:
+                local.ignored += 1
+
+    def node_ended() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            log.error("the node has ended, so this worker drains")
+            drain()
+
+    loop = asyncio.get_running_loop()
+    local = LocalSocket(directory, worker_name(assignment.number), received)
+    try:
+        worker = Worker(config, assignment.number, assignment.workers, local)
+        loop.add_signal_handler(signal.SIGTERM, drain)
+        loop.add_signal_handler(signal.SIGINT, drain)
+        loop.add_signal_handler(signal.SIGHUP, worker.reload)
+        loop.add_reader(0, node_ended)
+
+        def listening() -> None:
+            fields = {"loop": type(loop).__module__.partition(".")[0], "pid": os.getpid()}
+            log.info("worker started", extra={"fields": fields})
+            local.send(NODE, Started(assignment.number))
+
+        await worker.run(listening)
+        return 0
+    finally:
+        local.close()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _read_line(descriptor: int) -> bytes:
+    """The first line, and not a byte more."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 65536)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)
+
+
+def main() -> int:
+    """Run one worker as its node says; the exit status."""
+    try:
+        assignment = msgspec.json.decode(_read_line(0), type=Assignment)
+        config = decode(msgspec.json.decode(assignment.config), base=Path("/"), source="the node")
+    except (msgspec.DecodeError, ConfigError):
+        sys.stderr.write("grille: a worker is started by grille serve, not by hand\n")
+        return UNUSABLE
+    start_logging(config.process.log_level, worker=assignment.number)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(config, assignment))
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("the configuration cannot be used", extra={"fields": {"problem": str(problem)}})
+        return UNUSABLE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
