@@ -225,11 +225,12 @@ def _audit(chosen: argparse.Namespace) -> int:
 
     match chosen.part:
         case "verify":
-            return evidence.verify_command(chosen)
+            return evidence.verify_command(chosen.directory, chosen.head, chosen.public_key)
         case "show":
-            return evidence.show_command(chosen)
+            filters = ("agent", "decision", "relation", "since", "until", "chain", "json")
+            return evidence.show_command(chosen.directory, **{name: getattr(chosen, name) for name in filters})
         case _:
-            return evidence.head_command(chosen)
+            return evidence.head_command(chosen.directory, chosen.out)
 
 
 def _version() -> int:

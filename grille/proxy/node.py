@@ -244,12 +244,11 @@ class Node:
                 process.terminate()
             status = await process.wait()
             process.stdin.close()
-            ever_started = number in self._started
             self._started.discard(number)
             del self._processes[number]
             if self._draining:
                 return
-            if status == UNUSABLE and not ever_started:
+            if status == UNUSABLE and not self._announced:
                 self._status = UNUSABLE
                 return
             failures = 0 if time.monotonic() - begun > _STEADY_SECONDS else failures + 1
