@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -177,11 +178,11 @@ class _Demo:
         )
         dump = self._directory / "customers.csv"
         asyncio.run(self._dump(dump))
-        table = Table("", "name", "ssn", "card_number", "email", box=box.SIMPLE_HEAD)
+        table = Table("", "name", "ssn", "card_number", "email", box=box.SIMPLE_HEAD, show_edge=False)
         for title, people in (("clear", self._bank.customers[:2]), ("stored", self._stored[:2])):
             for person in people:
                 table.add_row(title, person.name, person.ssn, person.card_number, _short(person.email))
-        self._console.print(table)
+        self._console.print(Padding(table, (0, 0, 0, 2)))
         lines = dump.read_text(encoding="utf-8").splitlines()
         self._expect(len(lines) == 1 + len(self._stored), "the dump holds every customer")
         self._expect(all(person.ssn in line for person, line in zip(self._stored, lines[1:], strict=True)), "in tokens")
@@ -329,12 +330,14 @@ class _Demo:
         )
         self._ask(service, sql, person)
         stored = asyncio.run(self._stored_row(person.id))
-        self._rows(("as the owner sees it", *stored._fields), [("", *stored)])
+        self._say("What the owner finds in the table:")
+        self._rows(stored._fields, [stored])
         self._expect(stored.name == person.name, "the row is there")
         for column in ("ssn", "email", "card_number"):
             self._expect(getattr(stored, column) != getattr(person, column), f"{column} is stored as a token")
-        self._refused(service, sql, person._replace(id=900_002, branch="0011", ssn="987-65-4330"))
-        self._refused(service, sql, person._replace(id=900_003, ssn="not a number"))
+        elsewhere = person._replace(id=900_002, branch="0011", ssn="987-65-4330")
+        self._refused(service, sql, elsewhere, shown="the same for a customer of branch 0011")
+        self._refused(service, sql, person._replace(id=900_003, ssn="12345"), shown="the same with the number 12345")
 
     async def _stored_row(self, number: int) -> bank.Customer:
         connection = await asyncpg.connect(
@@ -507,7 +510,7 @@ class _Demo:
     ) -> Answer:
         """Ask, and show the refusal; an answer fails the demo."""
         answer = agent.ask(sql, parameters)
-        self._prompt(agent, shown or sql, parameters)
+        self._prompt(agent, shown or sql, None if shown else parameters)
         self._expect(answer.refused, "this statement is refused")
         self._refusal(answer)
         return answer
@@ -518,13 +521,13 @@ class _Demo:
             self._say(f"  HINT: {answer.hint}", "yellow")
 
     def _rows(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        table = Table(*columns, box=box.SIMPLE_HEAD)
+        table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)
         for row in rows:
             table.add_row(*("NULL" if value is None else _short(str(value)) for value in row))
         if not rows:
             self._say("  (no rows)")
         else:
-            self._console.print(table)
+            self._console.print(Padding(table, (0, 0, 0, 2)))
 
     def _no_clear_value(self, *answers: Answer) -> None:
         clear = {value for person in self._bank.customers for value in (person.ssn, person.email, person.card_number)}
