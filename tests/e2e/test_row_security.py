@@ -88,9 +88,7 @@ class Bench:
             catalog=lambda: catalog,
             pdp=lambda: engine,
             provider=None,  # type: ignore[arg-type]  # no column of this schema is tokenized
-            sensitive={
-                f"public.customers.{name}": Sensitive(None, None) for name in ("ssn", "card_number", "email")
-            },
+            sensitive={f"public.customers.{name}": Sensitive(None, None) for name in ("ssn", "card_number", "email")},
             configuration="",
         )
         identity = Identity(spiffe_id=TELLER, database=self.database, attributes={"branch": "0042"})

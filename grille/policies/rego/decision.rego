@@ -101,7 +101,7 @@ denied := {
 }
 
 # All rows, or the rows of the agent's own branch.
-row_filter(relation) := true if role.relations[relation].rows == "all"
+row_filter(relation) if role.relations[relation].rows == "all"
 
 row_filter(relation) := {
 	"type": "field",
