@@ -165,13 +165,21 @@ class UpstreamConnection:
         return self._lost is not None or self._stream.at_end
 
     def prepare(
-        self, name: str, text: str, types: tuple[int, ...], unit: list[Expectation], *, fresh: bool = False
+        self,
+        name: str,
+        text: str,
+        types: tuple[int, ...],
+        unit: list[Expectation],
+        *,
+        fresh: bool = False,
+        item: int = 0,
     ) -> bytes:
         """The messages that must go before a Bind of this named statement; empty where the server has it.
 
         ``unit`` is the list of expectations that the borrower is composing, to be given to `send` with the messages;
-        what is returned here is added to it.  ``fresh`` prepares anew even where the server has the statement (after
-        its 0A000 "cached plan must not change result type").  The oldest statement is closed when there are too many.
+        what is returned here is added to it, marked with ``item``.  ``fresh`` prepares anew even where the server has
+        the statement (after its 0A000 "cached plan must not change result type").  The statement used longest ago is
+        closed when there are too many.
         """
         under_way = [e for e in chain(reversed(unit), reversed(self._pipeline.requests)) if e.statement]
         last = next((e.request for e in under_way if e.statement == name), None)
@@ -191,8 +199,8 @@ class UpstreamConnection:
         messages = b""
         if victim is not None:
             messages = Close("S", victim).encode()
-            unit.append(Expectation(Request.CLOSE, ours=True, statement=victim))
-        unit.append(Expectation(Request.PARSE, ours=True, statement=name))
+            unit.append(Expectation(Request.CLOSE, ours=True, statement=victim, item=item))
+        unit.append(Expectation(Request.PARSE, ours=True, statement=name, item=item))
         return messages + Parse(name, text, types).encode()
 
     async def send(self, messages: bytes, expectations: Sequence[Expectation]) -> None:

