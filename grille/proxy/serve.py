@@ -62,7 +62,7 @@ _POOL_SECONDS: Final = 2.0
 class Worker:
     """One worker, from its first file read to its last event."""
 
-    def __init__(self, config: Config, number: int = 0, workers: int = 1, local: LocalSocket | None = None) -> None:
+    def __init__(self, config: Config, number: int = 0, workers: int = 1) -> None:
         """Reads keys, certificates and the policy bundle.  Raises `ConfigError`.  The event loop must be running."""
         self.config = config
         self.number = number
@@ -70,7 +70,9 @@ class Worker:
         self._recorder: Recorder | None = None
         self.port = 0
         """Where this worker listens; 0 before it does."""
-        self._local = local
+        self.local: LocalSocket | None = None
+        """This worker's end of the node's local socket; its datagrams go to `received`."""
+        self._drains: set[asyncio.Task[None]] = set()
         self._workers = workers
         self._provider = keys.token_provider(config)
         self._signing_key = keys.signing_key(config)
@@ -174,10 +176,23 @@ class Worker:
         self._bundle.reload()
         self._certificates.reload()
 
-    def cancel(self, process_id: int, secret: bytes) -> None:
-        """Cancel what the owner of this key runs, if it is a session of this worker."""
-        if self._services is not None:
-            self._services.cancels.cancel(process_id, secret)
+    def begin_drain(self, seconds: float | None = None) -> None:
+        """`drain` in the background; as long as the configuration says, if no time is given."""
+        task = asyncio.create_task(self.drain(self.config.process.drain_seconds if seconds is None else seconds))
+        self._drains.add(task)
+        task.add_done_callback(self._drains.discard)
+
+    def received(self, datagram: Datagram) -> None:
+        """Do what another process of the node asks."""
+        match datagram:
+            case Ask(number) if self.local is not None:
+                self.local.send(NODE, Report(number, self.number, self.reasons(), self.metrics.snapshot()))
+            case Cancel(process_id, secret) if self._services is not None:
+                self._services.cancels.cancel(process_id, secret)
+            case Drain(seconds):
+                self.begin_drain(seconds)
+            case Reload():
+                self.reload()
 
     # parts
 
@@ -255,8 +270,8 @@ class Worker:
         }
 
         def forward(worker: int, number: int, secret: bytes) -> None:
-            if self._local is not None and worker < self._workers:
-                self._local.send(worker_name(worker), Cancel(number, secret))
+            if self.local is not None and worker < self._workers:
+                self.local.send(worker_name(worker), Cancel(number, secret))
 
         return Services(
             config=config,
@@ -370,8 +385,8 @@ class Worker:
             ):
                 self._follow(counter.labels("hit"), sum(cache.hits for cache in caches))
                 self._follow(counter.labels("miss"), sum(cache.misses for cache in caches))
-        if self._local is not None:
-            metrics.datagrams_ignored.set(self._local.ignored)
+        if self.local is not None:
+            metrics.datagrams_ignored.set(self.local.ignored)
 
     def _follow(self, counter: Counter, total: int) -> None:
         """Bring a counter up to a total that is counted elsewhere."""
@@ -404,54 +419,30 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 async def _serve(config: Config, assignment: Assignment) -> int:
     """Join the node, run, and obey its datagrams and signals."""
-    directory = Path(assignment.directory)
-    worker: Worker | None = None
-    drains: list[asyncio.Task[None]] = []
-
-    def drain(seconds: float = config.process.drain_seconds) -> None:
-        if worker is None:
-            raise SystemExit(0)
-        drains.append(asyncio.create_task(worker.drain(seconds)))
-
-    def received(datagram: Datagram) -> None:
-        if worker is None:
-            return
-        match datagram:
-            case Ask(number):
-                local.send(NODE, Report(number, assignment.number, worker.reasons(), worker.metrics.snapshot()))
-            case Cancel(process_id, secret):
-                worker.cancel(process_id, secret)
-            case Drain(seconds):
-                drain(seconds)
-            case Reload():
-                worker.reload()
-            case _:
-                local.ignored += 1
+    loop = asyncio.get_running_loop()
+    worker = Worker(config, assignment.number, assignment.workers)
+    local = worker.local = LocalSocket(Path(assignment.directory), worker_name(assignment.number), worker.received)
 
     def node_ended() -> None:
         if not os.read(0, 4096):
             loop.remove_reader(0)
             log.error("the node has ended, so this worker drains")
-            drain()
+            worker.begin_drain()
 
-    loop = asyncio.get_running_loop()
-    local = LocalSocket(directory, worker_name(assignment.number), received)
+    def listening() -> None:
+        fields = {"loop": type(loop).__module__.partition(".")[0], "pid": os.getpid()}
+        log.info("worker started", extra={"fields": fields})
+        local.send(NODE, Started(assignment.number))
+
     try:
-        worker = Worker(config, assignment.number, assignment.workers, local)
-        loop.add_signal_handler(signal.SIGTERM, drain)
-        loop.add_signal_handler(signal.SIGINT, drain)
+        loop.add_signal_handler(signal.SIGTERM, worker.begin_drain)
+        loop.add_signal_handler(signal.SIGINT, worker.begin_drain)
         loop.add_signal_handler(signal.SIGHUP, worker.reload)
         loop.add_reader(0, node_ended)
-
-        def listening() -> None:
-            fields = {"loop": type(loop).__module__.partition(".")[0], "pid": os.getpid()}
-            log.info("worker started", extra={"fields": fields})
-            local.send(NODE, Started(assignment.number))
-
         await worker.run(listening)
-        return 0
     finally:
         local.close()
+    return 0
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
