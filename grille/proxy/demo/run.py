@@ -75,9 +75,15 @@ def main(chosen: argparse.Namespace) -> int:
                 demo.show_logs()
                 return 1
     except KeyboardInterrupt:
-        console.print("\nInterrupted: everything is stopped and removed.")
+        console.print(f"\nInterrupted. {_ended(chosen.directory)}")
         return 130
+    if chosen.keep:
+        console.print(f"\n{_ended(chosen.directory)}")
     return 0
+
+
+def _ended(directory: Path | None) -> str:
+    return "Everything is stopped" + (" and removed." if directory is None else f"; the files are in {directory}.")
 
 
 def _directory(wanted: Path | None, cleanup: contextlib.ExitStack) -> Path:
@@ -453,7 +459,6 @@ class _Demo:
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        self._console.print("\nEverything is stopped and removed.")
 
     # how it is told
 
@@ -552,7 +557,7 @@ class _Demo:
         lines = done.stdout.splitlines()
         if not quiet:
             for line in lines:
-                self._say(f"  {line}")
+                self._console.print(Text(f"  {line}"), soft_wrap=True)
         if done.returncode != status or not lines:
             raise DemoError(f"grille {arguments[0]} ended with status {done.returncode}: {done.stderr.strip()}")
         return lines
