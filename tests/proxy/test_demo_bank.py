@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from grille.proxy.demo import bank as demo
+from grille.proxy.demo.run import clear_values
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.provider import TokenRequest
 from grille.tokenization.transformation import Key
@@ -63,3 +64,22 @@ async def test_stored_customers_hold_tokens_only(bank, provider):
     assert [person[:3] for person in stored] == [person[:3] for person in bank.customers]
     back = await provider.decode([TokenRequest("email", person.email) for person in stored])
     assert back == [person.email for person in bank.customers]
+
+
+async def test_the_search_for_clear_values(provider, tmp_path):
+    small = demo.make(customers=50, accounts=50, transactions=1)
+    stored = await demo.stored_customers(small, provider)
+    clean, dirty = tmp_path / "clean", tmp_path / "dirty"
+    clean.write_bytes(b"\0".join(repr(person).encode() for person in stored))
+    dirty.write_bytes(b"\1" + small.customers[9].card_number.encode() + b"\2")
+    assert clear_values([clean], small, stored)[0] == set()
+    assert clear_values([clean, dirty], small, stored)[0] == {small.customers[9].card_number.encode()}
+    # a table in clear must not excuse itself
+    clean.write_bytes(b"\0".join(repr(person).encode() for person in small.customers))
+    found, megabytes = clear_values([clean], small, small.customers)
+    assert len(found) == 150
+    assert megabytes == pytest.approx(clean.stat().st_size / 1e6)
+    # a token that happens to be somebody's number is no leak
+    unlucky = [stored[0]._replace(ssn=small.customers[1].ssn), *stored[1:]]
+    clean.write_bytes(b"\0".join(repr(person).encode() for person in unlucky))
+    assert clear_values([clean], small, unlucky)[0] == set()

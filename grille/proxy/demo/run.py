@@ -192,11 +192,11 @@ class _Demo:
         lines = dump.read_text(encoding="utf-8").splitlines()
         self._expect(len(lines) == 1 + len(self._stored), "the dump holds every customer")
         self._expect(all(person.ssn in line for person, line in zip(self._stored, lines[1:], strict=True)), "in tokens")
-        found, searched = _clear_values([dump, *_files_below(self._cluster.data)], self._bank, self._stored)
+        found, searched = clear_values([dump, *_files_below(self._cluster.data)], self._bank, self._stored)
         self._expect(not found, f"no clear value is on disk, but {len(found)} are")
         control = self._directory / "control"
         control.write_text(repr(self._bank.customers[7]), encoding="utf-8")
-        found, _ = _clear_values([control], self._bank, self._stored)
+        found, _ = clear_values([control], self._bank, self._stored)
         control.unlink()
         self._expect(len(found) == 3, "the search finds clear values where there are some")
         self._say(
@@ -535,11 +535,11 @@ class _Demo:
             self._console.print(Padding(table, (0, 0, 0, 2)))
 
     def _no_clear_value(self, *answers: Answer) -> None:
-        clear = {value for person in self._bank.customers for value in (person.ssn, person.email, person.card_number)}
-        stored = {value for person in self._stored for value in (person.ssn, person.card_number)}
+        clear = {value for person in self._bank.customers for value in _secrets(person)}
+        tokens = {value for person in self._stored for value in _secrets(person)}
         for answer in answers:
             values = {value for row in answer.rows for value in row if isinstance(value, str)}
-            self._expect(not values & clear - stored, "no clear value is in an answer")
+            self._expect(not values & (clear - tokens), "no clear value is in an answer")
 
     def _command(self, *arguments: str, status: int = 0, quiet: bool = False) -> list[str]:
         """Run ``grille ARGUMENTS`` and show what it prints."""
@@ -573,21 +573,28 @@ def _files_below(directory: Path) -> Iterator[Path]:
             yield path
 
 
+def _secrets(person: bank.Customer) -> tuple[str, str, str]:
+    return person.ssn, person.email, person.card_number
+
+
 _CANDIDATES: Final = re.compile(
     rb"9\d\d-\d\d-\d{4}|9999\d{12}|[a-z]+\.[a-z]+\.\d+@" + re.escape(bank.MAIL_DOMAIN.encode())
 )
 """What every clear value of the demo's bank looks like."""
 
 
-def _clear_values(paths: Sequence[Path], data: bank.Bank, stored: Sequence[bank.Customer]) -> tuple[set[bytes], float]:
+def clear_values(paths: Sequence[Path], data: bank.Bank, stored: Sequence[bank.Customer]) -> tuple[set[bytes], float]:
     """Clear values found in the files, and how many megabytes were searched.
 
     A token of one customer may by chance be the number of another: those do not count.
     """
-    clear = {
-        value.encode() for person in data.customers for value in (person.ssn, person.email, person.card_number)
-    }  # fmt: skip
-    tokens = {value.encode() for person in stored for value in (person.ssn, person.card_number)}
+    clear: set[bytes] = set()
+    tokens: set[bytes] = set()
+    for person, kept in zip(data.customers, stored, strict=True):
+        for value, token in zip(_secrets(person), _secrets(kept), strict=True):
+            clear.add(value.encode())
+            if token != value:
+                tokens.add(token.encode())
     found: set[bytes] = set()
     size = 0
     for path in paths:
