@@ -1,0 +1,259 @@
+"""``grille check``: each item is tried for real, and each failure says what to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from grille.proxy.authority import Authority
+from grille.proxy.check import check
+from grille.proxy.config import load
+from grille.proxy.demo import bank
+from grille.proxy.demo.cluster import Cluster, debian_binaries
+from grille.proxy.demo.config_files import write_config, write_secrets
+
+TABLE = """
+CREATE TABLE customers (id int PRIMARY KEY, ssn text, card_number varchar(32), email text);
+CREATE VIEW customer_export AS SELECT * FROM customers
+"""
+
+
+class Setting:
+    """A configuration in order, to be changed."""
+
+    def __init__(self, directory: Path, cluster: Cluster, database: str) -> None:
+        self.files, self._keys = write_secrets(directory)
+        self.password = self.files.password.read_text().strip()
+        self.directory = directory
+        self.cluster = cluster
+        self.database = database
+        self.sql(
+            f"DO $$ BEGIN CREATE ROLE {bank.ROLE} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            f"ALTER ROLE {bank.ROLE} PASSWORD '{self.password}'",
+            TABLE,
+        )
+
+    def sql(self, *statements: str) -> None:
+        with psycopg.connect(self.cluster.dsn(self.database), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    async def check(self, *changes: tuple[str, str]) -> tuple[int, list[str]]:
+        """Exit status and lines."""
+        write_config(self.files, self._keys, Path(self.cluster.host), self.cluster.port)
+        text = self.files.config.read_text()
+        for old, new in (('database = "bank"\nrole', f'database = "{self.database}"\nrole'), *changes):
+            assert old in text, old
+            text = text.replace(old, new)
+        self.files.config.write_text(text)
+        out = io.StringIO()
+        status = await check(load(self.files.config), out)
+        return status, out.getvalue().splitlines()
+
+
+@pytest.fixture
+def setting(pg18: Cluster, fresh_database: Callable[[Cluster], str], tmp_path: Path) -> Setting:
+    return Setting(tmp_path, pg18, fresh_database(pg18))
+
+
+def failures(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("FAIL")]
+
+
+async def test_everything_in_order(setting: Setting) -> None:
+    status, lines = await setting.check()
+    assert status == 0
+    assert failures(lines) == []
+    assert lines[-1] == "all in order"
+    for beginning in (
+        "OK   configuration: 2 identities",
+        "OK   token keys",
+        "OK   audit signing key",
+        "OK   trust domain bank.example: 1 CA certificate",
+        f"OK   audit directory {setting.files.audit}: will be made",
+        "OK   policy bundle ",
+        "OK   database bank: PostgreSQL 18",
+        "OK   database bank catalogue: ",
+        "OK   column public.customers.ssn: text, stored tokenized by ssn",
+        "OK   column public.customers.card_number: varchar",
+    ):
+        assert any(line.startswith(beginning) for line in lines), (beginning, lines)
+    assert setting.password not in "\n".join(lines)
+    assert not setting.files.audit.exists()
+
+
+async def test_columns_that_are_missing_or_cannot_hold_a_token(setting: Setting) -> None:
+    setting.sql("DROP VIEW customer_export", "ALTER TABLE customers ALTER ssn TYPE int USING NULL")
+    status, lines = await setting.check()
+    assert status == 1
+    assert failures(lines) == [
+        "FAIL column public.customers.ssn: is int4 in "
+        f"{setting.database}, which cannot hold a token. Store it as text or varchar, or remove its transformation.",
+        *(
+            f"FAIL column public.customer_export.{name}: does not exist. "
+            "Correct columns.name (schema.relation.column), or create the column."
+            for name in ("ssn", "card_number", "email")
+        ),
+    ]
+    assert lines[-1] == "4 failed"
+
+
+async def test_a_function_that_is_missing(setting: Setting) -> None:
+    _, lines = await setting.check(("role = ", 'functions = ["public.score(int)"]\nrole = '))
+    assert failures(lines) == [
+        "FAIL function public.score(int): is not in bank. Correct databases.functions, or create it."
+    ]
+
+
+async def test_a_mighty_role_is_a_warning(setting: Setting) -> None:
+    setting.sql(f"ALTER ROLE {bank.ROLE} SUPERUSER BYPASSRLS")
+    try:
+        status, lines = await setting.check()
+    finally:
+        setting.sql(f"ALTER ROLE {bank.ROLE} NOSUPERUSER NOBYPASSRLS")
+    assert status == 0
+    assert any(line.startswith("WARN") and "superuser and BYPASSRLS" in line for line in lines)
+
+
+async def test_a_token_key_of_the_wrong_length_and_one_that_is_not_hexadecimal(setting: Setting) -> None:
+    key = setting.files.password.parent / "fpe.hex"
+    for content, says in (("00", "bytes"), ("zz", "is not hexadecimal")):
+        key.write_text(content)
+        (failed,) = failures((await setting.check())[1])
+        assert failed.startswith("FAIL token keys: ")
+        assert says in failed
+
+
+async def test_a_signing_key_of_another_kind(setting: Setting) -> None:
+    setting.files.signing_key.write_bytes(setting.files.server.with_suffix(".key").read_bytes())
+    (failed,) = failures((await setting.check())[1])
+    assert failed.startswith(
+        "FAIL audit signing key: audit.signing_key is not an Ed25519 key. Make one: openssl genpkey"
+    )
+
+
+async def test_a_key_of_another_certificate(setting: Setting) -> None:
+    other = next(iter(setting.files.agents.values())).with_suffix(".key")
+    setting.files.server.with_suffix(".key").write_bytes(other.read_bytes())
+    (failed,) = failures((await setting.check())[1])
+    assert failed.startswith("FAIL certificates: ")
+    assert "is not the key of" in failed
+
+
+async def test_a_bundle_that_is_none(setting: Setting) -> None:
+    bundle = setting.directory / "bundle.tar.gz"
+    bundle.write_bytes(b"x")
+    await setting.check()
+    shipped = next(line for line in setting.files.config.read_text().splitlines() if "demo.tar.gz" in line)
+    (failed,) = failures((await setting.check((shipped, f"bundle = {json.dumps(str(bundle))}")))[1])
+    assert failed.startswith(f"FAIL policy bundle {bundle}: ")
+    assert "opa build -t wasm" in failed
+
+
+async def test_an_entrypoint_that_is_missing(setting: Setting) -> None:
+    (failed,) = failures((await setting.check(("[policy]", '[policy]\nentrypoint = "other/rule"')))[1])
+    assert 'no entrypoint "other/rule"' in failed
+
+
+async def test_an_audit_directory_that_cannot_be_made(setting: Setting) -> None:
+    (setting.directory / "file").write_text("x")
+    place = setting.directory / "file" / "audit"
+    (failed,) = failures((await setting.check((f'"{setting.files.audit}"', f'"{place}"')))[1])
+    assert failed.startswith(f"FAIL audit directory {place}: cannot be written (Not a directory). ")
+
+
+async def test_a_database_that_does_not_exist(setting: Setting) -> None:
+    database = setting.database
+    status, lines = await setting.check((f'database = "{database}"', 'database = "absent"'))
+    assert status == 1
+    (failed,) = failures(lines)
+    assert failed.startswith("FAIL database bank: ")
+    assert "3D000" in failed
+    assert failed.endswith("Create database absent, or correct databases.database.")
+
+
+async def test_no_server(setting: Setting) -> None:
+    (failed,) = failures((await setting.check((f'"{setting.cluster.host}"', '"/nowhere"')))[1])
+    assert failed.endswith("Start PostgreSQL, or correct host and port.")
+
+
+def test_the_command_prints_and_exits(setting: Setting) -> None:
+    write_config(setting.files, setting._keys, Path(setting.cluster.host), setting.cluster.port)
+    done = subprocess.run(
+        [sys.executable, "-m", "grille", "check", "--config", str(setting.files.config)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1  # there is no database "bank"
+    assert done.stdout.splitlines()[-1] == "1 failed"
+    assert done.stderr == ""
+
+
+# over TLS
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    binaries = debian_binaries(15)
+    if binaries is None:
+        pytest.skip("Debian's postgresql-15 is not installed")
+    directory = tmp_path_factory.mktemp("remote")
+    authority = Authority("bank.example")
+    authority.write_bundle(directory / "ca.pem")
+    Authority("bank.example").write_bundle(directory / "other.pem")
+    server = authority.issue_server().write(directory, "server")
+    with Cluster(
+        binaries,
+        tls=(server, server.with_suffix(".key"), directory / "ca.pem"),
+        hba=[f"hostssl all {bank.ROLE} all scram-sha-256", "host all all all reject"],
+    ) as cluster:
+        yield cluster, directory
+
+
+@pytest.fixture
+def over_tls(remote: tuple[Cluster, Path], fresh_database: Callable[[Cluster], str], tmp_path: Path) -> Setting:
+    return Setting(tmp_path, remote[0], fresh_database(remote[0]))
+
+
+def secured(setting: Setting, remote: tuple[Cluster, Path], ca: str = "ca.pem") -> tuple[tuple[str, str], ...]:
+    return (
+        (f'host = "{setting.cluster.host}"', 'host = "localhost"'),
+        ('tls = "off"', f'tls = "verify-full"\nca = "{remote[1] / ca}"'),
+    )
+
+
+async def test_tls_and_scram(over_tls: Setting, remote: tuple[Cluster, Path]) -> None:
+    status, lines = await over_tls.check(*secured(over_tls, remote))
+    assert (status, failures(lines)) == (0, [])
+    assert any("at localhost:" in line and line.endswith("role grille_app, TLS verify-full") for line in lines)
+
+
+CASES: list[tuple[str, Any, str]] = [
+    ("wrong password", None, "Correct password_file, or set the role's password anew."),
+    ("wrong CA", "other.pem", "Let ca be the CA of the server's certificate, and host a name that is in it."),
+]
+
+
+@pytest.mark.parametrize(("name", "ca", "fix"), CASES, ids=[case[0] for case in CASES])
+async def test_what_goes_wrong_on_the_way(
+    over_tls: Setting, remote: tuple[Cluster, Path], name: str, ca: str | None, fix: str
+) -> None:
+    if ca is None:
+        over_tls.files.password.write_text("wrong\n")
+    (failed,) = failures((await over_tls.check(*secured(over_tls, remote, ca or "ca.pem")))[1])
+    assert failed.startswith("FAIL database bank: ")
+    assert failed.endswith(fix), failed
+    assert over_tls.password not in failed
+
+
+async def test_a_role_that_may_not_connect(over_tls: Setting, remote: tuple[Cluster, Path]) -> None:
+    changes = (*secured(over_tls, remote), (f'role = "{bank.ROLE}"', 'role = "stranger"'))
+    (failed,) = failures((await over_tls.check(*changes))[1])
+    assert failed.endswith("Let pg_hba.conf accept role stranger from here, by scram-sha-256 or cert.")
