@@ -59,7 +59,11 @@ ORDER BY i.indrelid, NOT i.indisprimary, i.indexrelid
 """
 _TYPES = """
 SELECT t.oid, n.nspname, t.typname, t.typtype::text, t.typcategory::text, t.typispreferred,
-       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0::oid END, t.typarray, t.typbasetype, t.typrelid
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0::oid END, t.typarray, t.typbasetype, t.typrelid,
+       coalesce(CASE t.typtype
+           WHEN 'r' THEN (SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid)
+           WHEN 'm' THEN (SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngmultitypid = t.oid) END, 0::oid),
+       EXISTS (SELECT 1 FROM pg_catalog.pg_constraint o WHERE o.contypid = t.oid AND o.contype = 'c')
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 ORDER BY t.oid
 """

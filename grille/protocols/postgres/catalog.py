@@ -65,6 +65,10 @@ class Type(msgspec.Struct, frozen=True):
     base: int = 0
     """typbasetype of a domain, else 0."""
     relation: int = 0
+    subtype: int = 0
+    """Element type of a range, range type of a multirange, else 0 (pg_range)."""
+    checked: bool = False
+    """The domain has a CHECK constraint of its own."""
 
 
 class Function(msgspec.Struct, frozen=True):
