@@ -80,5 +80,9 @@ class Refusal(Exception):
         """1-based character position in the agent's own text, where one is known."""
         self.operation: object | None = None
         """What was understood of the statement before it was refused; the policy is asked about that first."""
+        self.template: str | None = None
+        """The statement with every constant replaced, where it could be parsed; for the audit event."""
+        self.revision: str = ""
+        """Revision of the policy that refused."""
         self.decision_id: str | None = None
         """Set by the proxy before the refusal is told and recorded."""

@@ -49,6 +49,7 @@ from grille.protocols.postgres.statement import (
     SessionCommand,
     analyze,
     parse_text,
+    redacted,
     same_with_parameters,
     template_positions,
 )
@@ -128,6 +129,8 @@ class Understood(msgspec.Struct, frozen=True):
     operation: Operation | None
     action: str
     is_template: bool
+    shown: str
+    """`text` with every constant replaced: what the audit event shows."""
     parameters: int = 0
 
 
@@ -201,9 +204,17 @@ class Enforcement:
         self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
     ) -> list[Prepared]:
         """Understand and decide `text`; several statements only if `simple`.  Raises `Refusal`."""
+        try:
+            return self._prepare(agent, text, tuple(types), simple)
+        except Refusal as refusal:
+            if refusal.template is None:
+                refusal.template = redacted(text) if len(text) <= self._max_statement else ""
+            raise
+
+    def _prepare(self, agent: Agent, text: str, types: tuple[int, ...], simple: bool) -> list[Prepared]:
         self._follow_catalog()
         started = time.perf_counter_ns()
-        understood, constants = self._understand(agent, text, tuple(types), simple)
+        understood, constants = self._understand(agent, text, types)
         if len(understood) > 1:
             if not simple:
                 raise Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
@@ -304,7 +315,7 @@ class Enforcement:
                     "The decision for this statement is not valid at this time.",
                     hint="Ask the owner of this agent's policy when access is open.",
                 ),
-                verdict.id,
+                verdict,
             )
 
     def is_current(self, prepared: Prepared) -> bool:
@@ -334,7 +345,7 @@ class Enforcement:
                 cache.clear()
 
     def _understand(
-        self, agent: Agent, text: str, types: tuple[int, ...], simple: bool
+        self, agent: Agent, text: str, types: tuple[int, ...]
     ) -> tuple[tuple[Understood, ...], tuple[bytes | None, ...]]:
         lexed = lexer.tokenize(text) if not types and len(text) <= self._max_statement else None
         if lexed is not None and lexed.constants:
@@ -378,15 +389,19 @@ class Enforcement:
         found = []
         statements = parse_text(text, limit=self._max_statement)
         digest = hashlib.sha256(text.encode()).hexdigest().encode()
+        shown = redacted(text)
         for index, statement in enumerate(statements):
             if statement.command is not None:
-                found.append(Understood(text, digest, types, statement.command, None, statement.action, is_template))
+                words = statement.action.replace("_", " ").upper()
+                found.append(
+                    Understood(text, digest, types, statement.command, None, statement.action, is_template, words)
+                )
                 continue
             action = statement.action
             analysis = self._analyze(agent, statement, types)
             count = max([len(types), *analysis.parameters])
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
-            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, count))
+            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, shown, count))
         return tuple(found)
 
     def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]) -> Analysis:
@@ -418,7 +433,7 @@ class Enforcement:
             refusal = Refusal(
                 decision.control, decision.reason, hint="Ask the owner of this agent's policy if the task needs it."
             )
-            raise _identified(refusal, verdict.id)
+            raise _identified(refusal, verdict)
         missing = obligations_not_enforced(decision)
         if missing is not None:
             raise _identified(
@@ -427,7 +442,7 @@ class Enforcement:
                     f"The policy asks for {missing}, which this proxy cannot enforce.",
                     hint="Tell the owner of this agent's policy.",
                 ),
-                verdict.id,
+                verdict,
             )
         self.still_valid(verdict)
         return verdict, cached
@@ -444,11 +459,11 @@ class Enforcement:
                 hint="Try again later, and tell the operator of this proxy.",
                 detail_for_audit=str(error),
             )
-            raise _identified(refusal, identifier) from None
+            raise _identified(refusal, identifier, pdp.revision) from None
         try:
             terms, values = self._terms(decision)
         except Refusal as refusal:
-            raise _identified(refusal, identifier) from None
+            raise _identified(refusal, identifier, pdp.revision) from None
         ttl = decision.cache.ttl_seconds if decision.allow else min(decision.cache.ttl_seconds, DENIAL_SECONDS)
         filters = msgspec.json.encode(decision.filters, order="sorted")
         return Verdict(
@@ -514,7 +529,7 @@ class Enforcement:
             )
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types)
         except Refusal as refusal:
-            raise _identified(refusal, verdict.id) from None
+            raise _identified(refusal, verdict) from None
         self.plans.put(key, plan)
         return plan
 
@@ -615,6 +630,10 @@ def _spread(formats: Sequence[int], count: int) -> list[int]:
     return list(formats)
 
 
-def _identified(refusal: Refusal, identifier: str) -> Refusal:
-    refusal.decision_id = identifier
+def _identified(refusal: Refusal, verdict: Verdict | str, revision: str = "") -> Refusal:
+    """The refusal with the decision that it stands on."""
+    if isinstance(verdict, Verdict):
+        refusal.decision_id, refusal.revision = verdict.id, verdict.revision
+    else:
+        refusal.decision_id, refusal.revision = verdict, revision
     return refusal

@@ -14,7 +14,7 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from cryptography import x509
@@ -30,6 +30,7 @@ _SCHEME: Final = "spiffe://"
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]+")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
 _MAX_CHAIN_DEPTH: Final = 4
+_Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
@@ -208,12 +209,22 @@ def _read_jwks(data: bytes) -> tuple[x509.Certificate, ...]:
 
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, x509.ExtensionNotFound):
+        constraints = _extension(certificate, x509.BasicConstraints)
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return False
+    return constraints is not None and constraints.value.ca
+
+
+def _extension(certificate: x509.Certificate, kind: type[_Kind]) -> x509.Extension[_Kind] | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind)
+    except x509.ExtensionNotFound:
+        return None
 
 
 # from certificates to an agent
+
+_PURPOSES: Final = {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
 
 _AUTHORITY_POLICY: Final = verification.ExtensionPolicy.webpki_defaults_ca()
 # The specification does not demand an authority key identifier.
@@ -241,8 +252,10 @@ def identify(
         leaf = x509.load_der_x509_certificate(chain[0])
         intermediates = [x509.load_der_x509_certificate(der) for der in chain[1:]]
         spiffe_id = check_svid(leaf, now)
-    except ValueError:
-        # of the parser; its text may quote the certificate
+    except Refusal:
+        raise
+    except Exception:
+        # The parser has many kinds of errors, and their texts may quote the certificate.
         _not_an_svid("it cannot be read")
     verified = _verify(leaf, intermediates, spiffe_id.trust_domain, bundles, now)
     return registry.agent(
@@ -256,14 +269,10 @@ def identify(
 def check_svid(leaf: x509.Certificate, now: dt.datetime) -> SpiffeId:
     """The SPIFFE ID of a leaf that follows every rule; says nothing about who issued it.
 
-    Raises `Refusal` ID-01, or ValueError for a certificate that cannot be read.
+    Raises `Refusal` ID-01, or an error of the parser for a certificate that cannot be read.
     """
-    extensions = leaf.extensions
-    try:
-        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound:
-        uris = []
+    names = _extension(leaf, x509.SubjectAlternativeName)
+    uris = names.value.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     if len(uris) != 1:
         _not_an_svid(f"it has {len(uris)} URI names, and exactly one is needed")
     try:
@@ -272,25 +281,19 @@ def check_svid(leaf: x509.Certificate, now: dt.datetime) -> SpiffeId:
         _not_an_svid(f"its SPIFFE ID {error}")
     if not spiffe_id.path:
         _not_an_svid("its SPIFFE ID has no path, so it names a trust domain and not an agent")
-    if _is_ca(leaf):
+    constraints = _extension(leaf, x509.BasicConstraints)
+    if constraints is not None and constraints.value.ca:
         _not_an_svid("it is a CA certificate")
-    try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage)
-    except x509.ExtensionNotFound:
-        _not_an_svid("it has no key usage")
-    if not usage.critical:
-        _not_an_svid("its key usage is not marked critical")
+    usage = _extension(leaf, x509.KeyUsage)
+    if usage is None or not usage.critical:
+        _not_an_svid("it has no key usage that is marked critical")
     if not usage.value.digital_signature:
         _not_an_svid("its key usage lacks digitalSignature")
     if usage.value.key_cert_sign or usage.value.crl_sign:
         _not_an_svid("its key usage allows signing certificates or revocation lists")
-    try:
-        purposes = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        pass
-    else:
-        if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH} <= purposes:
-            _not_an_svid("its extended key usage lacks clientAuth or serverAuth")
+    purposes = _extension(leaf, x509.ExtendedKeyUsage)
+    if purposes is not None and not set(purposes.value) >= _PURPOSES:
+        _not_an_svid("its extended key usage lacks clientAuth or serverAuth")
     if now < leaf.not_valid_before_utc:
         _not_an_svid("it is not valid yet")
     if now > leaf.not_valid_after_utc:

@@ -30,7 +30,7 @@ from grille.proxy import config
 from grille.proxy.errors import refusal_fields
 from grille.proxy.identity import Agent, Registry, identify
 from grille.proxy.stream import ByteStream
-from grille.proxy.tls import ALPN, Certificates, handshake_failure, listen_for_alert, presented_chain
+from grille.proxy.tls import ALPN, Certificates, collect_alerts, handshake_failure, presented_chain
 
 log = logging.getLogger("grille.listener")
 
@@ -187,6 +187,8 @@ class Listener:
             self._on_refused(peer, "WP-04", "the handshake took too long")
         except OSError:
             pass  # the client has left
+        except Exception:
+            log.exception("a connection failed", extra={"fields": {"peer": peer}})
         finally:
             if stream is not None:
                 await _close(stream)
@@ -238,7 +240,7 @@ class Listener:
     async def _handshake(self, accepted: socket.socket) -> ByteStream:
         """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
         stream = ByteStream()
-        unsent = listen_for_alert()
+        alerts = collect_alerts()
         alert_socket = accepted.dup()
         stream = ByteStream()
         try:
@@ -253,7 +255,7 @@ class Listener:
             )
         except ssl.SSLError as error:
             with contextlib.suppress(OSError):
-                alert_socket.send(unsent())
+                alert_socket.send(b"".join(alerts))
             control, reason = handshake_failure(error)
             raise Refusal(control, reason, sqlstate="28000", fatal=True) from None
         finally:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import functools
+import hashlib
 import hmac
 import itertools
 import logging
@@ -1353,8 +1354,8 @@ class Session:
             self._level(prepared) if plan is not None else "process",
             run.began,
             chain=portal.statement.chain or self._chain,
-            template=understood.text,
-            template_sha256=understood.digest.decode() if plan is not None else "",
+            template=understood.shown,
+            template_sha256=_sha256(understood.shown),
             statement_bytes=len(portal.statement.text.encode()),
             values=_values(portal),
             outcome=outcome,
@@ -1388,8 +1389,16 @@ class Session:
             when,
             id=identifier,
             chain=chain or self._chain,
+            template=refusal.template or "",
+            template_sha256=_sha256(refusal.template or ""),
             statement_bytes=len(stripped.encode(errors="replace")),
-            verdict=Verdict(id=refusal.decision_id, allow=False, control=refusal.control, reason=refusal.message),
+            verdict=Verdict(
+                id=refusal.decision_id,
+                allow=False,
+                control=refusal.control,
+                reason=refusal.message,
+                revision=refusal.revision,
+            ),
             outcome=Outcome("denied", sqlstate=refusal.sqlstate, error=refusal.detail_for_audit or ""),
             **more,
         )
@@ -1398,6 +1407,12 @@ class Session:
 
 
 # small things
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
+
 
 _SKIPPED: Final = frozenset(b"QPBDECH") | {0}
 _STAND_INS: Final[dict[int, FrontendMessage]] = {
@@ -1420,7 +1435,7 @@ def _local(command: SessionCommand | None) -> Prepared:
     """A statement that needs no decision, because the proxy answers or sends it on its own account."""
     action = command.kind if command is not None else "own"
     return Prepared(
-        action, command, None, (), _NO_LIMITS, Understood("", b"", (), command, None, action, False), None, False
+        action, command, None, (), _NO_LIMITS, Understood("", b"", (), command, None, action, False, ""), None, False
     )
 
 

@@ -14,7 +14,7 @@ import ssl
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
 import msgspec
 from cryptography import x509
@@ -203,17 +203,39 @@ def _bytes_of(path: Path) -> bytes:
 
 # the context
 
-_outgoing: contextvars.ContextVar[list[ssl.MemoryBIO]] = contextvars.ContextVar("outgoing")
+_alerts: contextvars.ContextVar[list[bytes]] = contextvars.ContextVar("alerts")
+
+
+class _ServerObject(ssl.SSLObject):
+    """Keeps the alert of a failed handshake, which asyncio throws away."""
+
+    outgoing: ssl.MemoryBIO
+    alerts: list[bytes]
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            self.alerts.append(self.outgoing.read())
+            raise
 
 
 class _ServerContext(ssl.SSLContext):
-    """Remembers, in the task that shakes hands, what OpenSSL has to say: asyncio drops the alert of a failure."""
+    sslobject_class = _ServerObject
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *rest: Any, **options: Any) -> ssl.SSLObject:
-        remembered = _outgoing.get(None)
-        if remembered is not None:
-            remembered.append(outgoing)
-        return super().wrap_bio(incoming, outgoing, *rest, **options)
+        made = cast(_ServerObject, super().wrap_bio(incoming, outgoing, *rest, **options))
+        made.outgoing, made.alerts = outgoing, _alerts.get([])
+        return made
+
+
+def collect_alerts() -> list[bytes]:
+    """Call in the task that is about to shake hands: the list gets what a failed handshake left unsent."""
+    alerts: list[bytes] = []
+    _alerts.set(alerts)
+    return alerts
 
 
 def server_context(minimum: Literal["1.2", "1.3"] = "1.3") -> ssl.SSLContext:
@@ -228,13 +250,6 @@ def server_context(minimum: Literal["1.2", "1.3"] = "1.3") -> ssl.SSLContext:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.set_alpn_protocols([ALPN])
     return context
-
-
-def listen_for_alert() -> Callable[[], bytes]:
-    """Call before a handshake; what is returned gives the bytes that it left unsent when it failed."""
-    remembered: list[ssl.MemoryBIO] = []
-    _outgoing.set(remembered)
-    return lambda: b"".join(bio.read() for bio in remembered)
 
 
 def presented_chain(ssl_object: ssl.SSLObject) -> list[bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from postgast import PgQueryError, parse
+from postgast import PgQueryError, normalize, parse
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
@@ -137,6 +137,15 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     if not result.stmts:
         return [ParsedStatement(SessionCommand("empty"), None)]
     return [_classify(raw.stmt) for raw in result.stmts]
+
+
+def redacted(text: str) -> str:
+    """`text` with every constant replaced by a parameter; empty where that cannot be promised."""
+    try:
+        kinds = {kind_of(raw.stmt) for raw in parse(text).stmts}
+        return str(normalize(text)) if kinds and kinds <= GOVERNED else ""
+    except Exception:
+        return ""
 
 
 def analyze(
