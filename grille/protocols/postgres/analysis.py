@@ -1409,8 +1409,6 @@ class Analyzer:
         wanted = self._type(message.type_name)
         if info.label is not None:
             raise _token_refusal(info.label, "be cast")
-        if wanted in REG_TYPES:
-            raise Refusal("ST-04", "A cast to an object identifier type is not supported.")
         if not self._resolver.castable(info.type, wanted):
             raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
         leakproof = info.leakproof and (
@@ -1425,7 +1423,9 @@ class Analyzer:
         _closed(name)
         names = tuple(part.string.sval for part in name.names)
         found = self._resolver.type_by_name(names)
-        if found is None or found.kind not in "bder" or found.oid in REG_TYPES:
+        if found is not None and found.oid in REG_TYPES:
+            raise Refusal("ST-04", "Object identifier types are not available to agents.")
+        if found is None or found.kind not in "bder":
             raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
         for modifier in name.typmods:
             if kind_of(modifier) != "a_const":
