@@ -7,6 +7,7 @@ units at a time, and dies at the first doubt: an unexpected reply, a setting tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
@@ -51,6 +52,9 @@ MESSAGE_LIMIT: Final = 64 * 1024 * 1024
 """Longest message in bytes that upstream may send, a row for instance."""
 STATEMENT_LIMIT: Final = 500
 """Prepared statements kept on one connection; each takes 16 to 24 KiB in the server."""
+
+_CANCEL_ATTEMPTS: Final = 3
+_CANCEL_PATIENCE: Final = 0.5
 
 Profile = tuple[tuple[str, str], ...]
 """Settings of a client that change what the server does, sorted by name: the GUC profile."""
@@ -587,8 +591,20 @@ class UpstreamPool:
 
 
 async def _cancel_and_abort(connection: UpstreamConnection) -> None:
-    """End a connection whose borrower left while something ran: the server must not go on with it."""
+    """End a connection whose borrower left while something ran: the server must not go on with it.
+
+    A cancel request is lost if it overtakes the statement, so it is repeated until the server has answered.
+    """
     try:
-        await connection.cancel()
+        for _ in range(_CANCEL_ATTEMPTS):
+            if not await connection.cancel():
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_PATIENCE):
+                    async for _ in connection.replies():
+                        pass
+                    break
+    except UpstreamLost:
+        pass
     finally:
         connection.abort()

@@ -107,13 +107,19 @@ def unit(text: str) -> tuple[bytes, list[Expectation]]:
     return messages, [Expectation(r) for r in (Request.PARSE, Request.BIND, Request.EXECUTE, Request.SYNC)]
 
 
-async def start_sleeping(connection: UpstreamConnection) -> None:
-    """Returns when the server is about to execute: what it answered before that has come."""
+async def start_sleeping(cluster: Cluster, connection: UpstreamConnection) -> None:
+    """Returns when the server sleeps: a cancel request that overtakes its statement is lost."""
     parse = Parse("", "select pg_sleep(60)").encode() + Bind("", "").encode() + Flush().encode()
     expectations = unit("")[1]
     await connection.send(parse, expectations[:2])
     assert await all_replies(connection) == "12"
     await connection.send(Execute("").encode() + Sync().encode(), expectations[2:])
+
+    async def asleep() -> bool:
+        query = "select wait_event from pg_stat_activity where state = 'active' and pid ="
+        return sql(cluster, f"{query} {connection.process_id}") == "PgSleep"
+
+    await eventually(asleep)
 
 
 async def run(connection: UpstreamConnection, text: str) -> list[tuple[str | None, ...]]:
@@ -376,7 +382,7 @@ async def test_a_setting_may_change_after_it_was_unpinned(database: Database) ->
 
 async def test_a_backend_that_is_terminated_is_lost(cluster: Cluster, database: Database) -> None:
     async with connected(database) as connection:
-        await start_sleeping(connection)
+        await start_sleeping(cluster, connection)
         sql(cluster, f"select pg_terminate_backend({connection.process_id})")
         with pytest.raises(UpstreamLost) as caught:
             await all_replies(connection)
@@ -398,10 +404,10 @@ async def test_a_reply_that_nothing_asked_for_ends_the_connection(database: Data
 # Cancel
 
 
-async def test_cancel_ends_what_runs_and_nothing_after_it(database: Database) -> None:
+async def test_cancel_ends_what_runs_and_nothing_after_it(cluster: Cluster, database: Database) -> None:
     async with connected(database) as connection:
         for _ in range(10):
-            await start_sleeping(connection)
+            await start_sleeping(cluster, connection)
             cancelling = asyncio.create_task(connection.cancel())
             async with asyncio.timeout(DEADLINE):
                 assert await all_replies(connection) == "EZ"
@@ -461,6 +467,8 @@ class Script:
         self.let_go = asyncio.Event()
         self.cancelled: tuple[int, bytes] | None = None
         self.received = b""
+        self.tasks: list[asyncio.Task[None]] = []
+        self.writers: list[asyncio.StreamWriter] = []
 
     @asynccontextmanager
     async def listening(self, **options: object) -> AsyncIterator[Database]:
@@ -473,12 +481,15 @@ class Script:
             self.let_go.set()
             server.close()
             await server.wait_closed()
+            for writer in self.writers:
+                writer.close()
             await asyncio.gather(*self.tasks)
 
-    tasks: list[asyncio.Task[None]]
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.__dict__.setdefault("tasks", []).append(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
+        self.writers.append(writer)
         try:
             for line in self.lines:
                 data = await reader.read(65536)
@@ -517,6 +528,7 @@ SASL = Authentication.sasl(["SCRAM-SHA-256"]).encode()
         ([Authentication(Authentication.MD5_PASSWORD, b"salt").encode()], "clear or md5"),
         ([Authentication(7).encode()], "authentication 7"),
         ([Authentication(Authentication.SASL_CONTINUE, b"r=x").encode()], "authentication 11"),
+        ([Authentication(Authentication.SASL_FINAL, b"v=AAAA").encode()], "authentication 12"),
         ([Authentication.sasl(["SCRAM-SHA-1"]).encode()], "no SCRAM-SHA-256"),
         ([SASL, AUTHENTICATION_OK], "did not prove"),
         ([SASL, SASL], "authentication 10"),
@@ -626,7 +638,7 @@ async def test_a_connection_that_is_not_clean_is_closed(cluster: Cluster, databa
                 with pytest.raises(ProtocolViolation):
                     await run(connection, "select 1/0")
         elif leave == "in flight":
-            await start_sleeping(connection)
+            await connection.send(*unit("select pg_sleep(60)"))
         else:
             connection.abort()
         process_id = connection.process_id
@@ -881,12 +893,12 @@ async def tls_reason(database: Database) -> str:
     return caught.value.detail_for_audit or ""
 
 
-async def test_tls_with_scram(tls_database: Callable[..., Database]) -> None:
+async def test_tls_with_scram(tls_database: Callable[..., Database], tls_cluster: Cluster) -> None:
     async with connected(tls_database()) as connection:
         assert await run(
             connection, "select ssl::text, version from pg_catalog.pg_stat_ssl where pid = pg_backend_pid()"
         ) == [("true", "TLSv1.3")]
-        await start_sleeping(connection)
+        await start_sleeping(tls_cluster, connection)
         assert await connection.cancel()
         assert "E" in await all_replies(connection)
 

@@ -155,6 +155,8 @@ def test_every_truncation_of_a_startup_message_is_a_violation(message, wire: byt
         ("P", b"\xff\0select 1\0\0\0", "22021"),
         ("P", b"a\0select 1\0\xff\xff", "08P01"),
         ("B", b"\0\0\0\0\0\1\xff\xff\xff\xfe\0\0", "08P01"),
+        ("B", b"\0\0\0\0\0\1\xff\xff\0\0\0\0", "08P01"),
+        ("B", b"\0\0\0\0\0\1\x80\0\0\0\0\0", "08P01"),
         ("B", b"\0\0\0\0\0\1\x7f\xff\xff\xff\0\0", "08P01"),
         ("B", b"\0\0\0\0\xff\xff\0\0", "08P01"),
         ("B", b"\0\0\0\1\0\0\0\0\0\0extra", "08P01"),

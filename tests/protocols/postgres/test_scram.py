@@ -3,7 +3,7 @@ import datetime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from scramp import ScramException, ScramMechanism
 
 from grille.protocols.postgres.scram import PLAIN, PLUS, ScramError, ScramExchange, tls_server_end_point
@@ -134,6 +134,17 @@ def test_the_end_point_is_hashed_as_its_signature(algorithm: hashes.HashAlgorith
     digest = hashes.Hash(algorithm)
     digest.update(der)
     assert tls_server_end_point(der) == digest.finalize()
+
+
+@pytest.mark.parametrize("last_byte", [b"\x04", b"\x05"], ids=["md5", "sha1"])
+def test_a_weak_hash_counts_as_sha256(last_byte: bytes) -> None:
+    rsa_encryption = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01"
+    strong = certificate(rsa.generate_private_key(65537, 2048), hashes.SHA256())
+    weak = strong.replace(rsa_encryption + b"\x0b", rsa_encryption + last_byte)
+    assert weak != strong
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(weak)
+    assert tls_server_end_point(weak) == digest.finalize()
 
 
 def test_a_signature_without_a_hash_has_no_end_point() -> None:
