@@ -24,7 +24,7 @@ TEXT_LIKE: Final = "S"
 """pg_type.typcategory of text, varchar, char(n), name and domains over them."""
 
 
-_SOON: Final = dt.timedelta(days=1)
+_SOON: Final = dt.timedelta(minutes=10)
 _FAILURES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _POWER: Final = """
 SELECT rolsuper AS "superuser", rolbypassrls AS "BYPASSRLS", rolreplication AS "REPLICATION",

@@ -234,14 +234,11 @@ def _audit(chosen: argparse.Namespace) -> int:
 
 
 def _version() -> int:
-    import importlib.util
-
     from grille import __version__
+    from grille.proxy.build import build
 
-    spec = importlib.util.find_spec("grille.protocols.postgres.messages")
-    compiled = spec is not None and (spec.origin or "").endswith(".so")
     python = ".".join(str(part) for part in sys.version_info[:3])
-    print(f"grille {__version__} ({'compiled' if compiled else 'plain Python'} build, Python {python})")
+    print(f"grille {__version__} ({build()} build, Python {python})")
     return 0
 
 

@@ -241,7 +241,8 @@ class Problem(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         subject = f"{self.key} = {self.value}" if self.value else self.key
-        return f"{subject}: {self.what}. {self.fix}" if subject else f"{self.what}. {self.fix}"
+        sentence = f"{self.what}. {self.fix}" if self.fix else self.what
+        return f"{subject}: {sentence}" if subject else sentence
 
 
 class ConfigError(Exception):

@@ -24,7 +24,9 @@ from typing import Any, Final, Union
 
 import msgspec
 
+import grille
 from grille import __version__
+from grille.proxy.build import build
 from grille.proxy.config import Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
 
@@ -36,6 +38,7 @@ REPORT_SECONDS: Final = 2.0
 _GRACE_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_SECONDS: Final = 30.0
+_COMMAND: Final = (sys.executable, "-P", "-m", "grille.proxy.serve")
 _DATAGRAM_BYTES: Final = 1024 * 1024
 
 
@@ -171,7 +174,7 @@ class Node:
         """Must be called with the event loop running."""
         self._config = config
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._count = config.process.workers or os.cpu_count() or 1
+        self._count = config.process.workers or len(os.sched_getaffinity(0))
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._started: set[int] = set()
         self._restarts = 0
@@ -232,8 +235,11 @@ class Node:
         while True:
             begun = time.monotonic()
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "grille.proxy.serve", stdin=asyncio.subprocess.PIPE, process_group=0
-            )  # fmt: skip
+                *_COMMAND,
+                stdin=asyncio.subprocess.PIPE,
+                process_group=0,
+                env={**os.environ, "PYTHONPATH": _import_path()},
+            )
             self._processes[number] = process
             if process.stdin is None:
                 raise RuntimeError("a pipe was asked for")
@@ -292,7 +298,13 @@ class Node:
             self._started.add(datagram.worker)
             if len(self._started) == self._count and not self._announced:
                 self._announced = True
-                fields = {"version": __version__, "workers": self._count, "pid": os.getpid(), **self._addresses}
+                fields = {
+                    "version": __version__,
+                    "build": build(),
+                    "workers": self._count,
+                    "pid": os.getpid(),
+                    **self._addresses,
+                }
                 log.info("serving", extra={"fields": fields})
         elif isinstance(datagram, Report) and datagram.number == self._ask:
             self._reports[datagram.worker] = datagram
@@ -335,6 +347,12 @@ class Node:
             else:
                 reasons.append(f"worker {number}: does not answer")
         return reasons
+
+
+def _import_path() -> str:
+    """Where a worker finds this very Grille, whatever directory the node was started in."""
+    root = str(Path(grille.__file__).parent.parent)
+    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
 
 
 def _single(name: str, text: str, kind: str, value: float, **labels: str) -> Family:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 import os
 import signal
@@ -21,8 +22,9 @@ import asyncpg
 import msgspec
 from prometheus_client import Counter
 
-from grille.audit.encoding import lifecycle
-from grille.audit.spool import AuditUnavailable, Spool
+from grille.audit.encoding import event_id, lifecycle, timestamp
+from grille.audit.event import Event, Verdict
+from grille.audit.spool import AuditUnavailable, Spool, chain_directory
 from grille.controls import Refusal
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.catalog import Catalog
@@ -56,6 +58,7 @@ from grille.proxy.upstream import UpstreamPool
 log = logging.getLogger("grille.worker")
 
 RETRY_SECONDS: Final = 1.0
+REFUSALS_PER_SECOND: Final = 10
 _POOL_SECONDS: Final = 2.0
 
 
@@ -96,6 +99,8 @@ class Worker:
         self._stopped = asyncio.Event()
         self._notes: set[asyncio.Task[None]] = set()
         self._counted: dict[int, int] = {}
+        self._refusals = (0, 0)
+        self._unrecorded = 0
         self.metrics.before_scrape.append(self._refresh_metrics)
 
     # what is not in order
@@ -107,14 +112,29 @@ class Worker:
             found.append("draining")
         if self._recorder is None:
             found.append(f"audit: {self._audit_problem}")
-        elif not self._recorder.healthy:
-            found.append(f"audit: {self._recorder.last_error}")
+        elif problem := self._audit_state(self._recorder):
+            found.append(f"audit: {problem}")
+        if self._certificates.not_after <= dt.datetime.now(dt.UTC):
+            found.append("certificate: it has expired")
         for name in self._catalogs:
             if self._catalog_problems[name]:
                 found.append(f"database {name}: {self._catalog_problems[name]}")
         if not self.port:
             found.append("does not listen yet")
         return tuple(found)
+
+    def _audit_state(self, recorder: Recorder) -> str:
+        """Why events cannot be kept, as far as can be seen without writing one; empty if they can."""
+        if not recorder.healthy:
+            return recorder.last_error
+        directory = chain_directory(self.config.audit.directory, self.number)
+        try:
+            full = os.statvfs(directory).f_bavail == 0
+        except OSError as error:
+            return f"{directory}: {error.strerror}"
+        if full:
+            return f"{directory}: the disk is full"
+        return "" if os.access(directory, os.W_OK) else f"{directory} cannot be written"
 
     # the whole life
 
@@ -342,19 +362,50 @@ class Worker:
         return changed
 
     def _on_refused(self, peer: str, control: str, reason: str) -> None:
+        """Count, log and record a connection that did not become a session.
+
+        Whoever can reach the port can cause these, so only `REFUSALS_PER_SECOND` are logged and recorded; the next one
+        that is says how many were not.
+        """
         self.metrics.refused(control)
+        second = int(time.monotonic())
+        if second != self._refusals[0]:
+            self._refusals = (second, 0)
+        self._refusals = (second, self._refusals[1] + 1)
+        if self._refusals[1] > REFUSALS_PER_SECOND:
+            self._unrecorded += 1
+            return
+        more = f" (and {self._unrecorded} other connections before it)" if self._unrecorded else ""
+        self._unrecorded = 0
         log.warning("a connection was refused", extra={"fields": {"client": peer, "control": control}})
-        self._note("refused", f"{peer} {control}: {reason}")
+        when = time.time()
+        self._keep(
+            Event(
+                id=event_id(when),
+                time=timestamp(when),
+                kind="session",
+                name="refused",
+                worker=self.number,
+                sequence=0,
+                level="process",
+                client=peer,
+                protocol="postgres",
+                verdict=Verdict(id="", allow=False, control=control, reason=reason + more),
+            )
+        )
 
     def _note(self, name: str, text: str) -> None:
-        """Record something that is no statement."""
+        """Record something that is neither a statement nor a session."""
+        self._keep(lifecycle(name, text, time.time(), worker=self.number, level="process"))
+
+    def _keep(self, event: Event) -> None:
         recorder = self._recorder
         if recorder is None:
             return
 
         async def keep() -> None:
             with contextlib.suppress(Refusal):
-                await recorder.keep(lifecycle(name, text, time.time(), worker=self.number, level="process"))
+                await recorder.keep(event)
 
         task = asyncio.create_task(keep())
         self._notes.add(task)
@@ -373,7 +424,7 @@ class Worker:
         self._follow(metrics.bundle_failures, self._bundle.failures)
         metrics.certificate_not_after.labels("listener").set(self._certificates.not_after.timestamp())
         recorder = self._recorder
-        metrics.audit_healthy.set(recorder is not None and recorder.healthy)
+        metrics.audit_healthy.set(recorder is not None and not self._audit_state(recorder))
         if recorder is not None:
             metrics.audit_lag.set(recorder.lag_seconds)
             self._follow(metrics.audit_events, recorder.events_total)

@@ -28,7 +28,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from grille.protocols.postgres.messages import CancelRequest
+from grille.protocols.postgres.messages import CancelRequest, StartupMessage
 from grille.proxy.config import load
 from grille.proxy.demo import bank
 from grille.proxy.demo.agents import connection_parameters
@@ -479,3 +479,37 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not condition():  # noqa: ASYNC110 (it is another process that changes)
             await asyncio.sleep(0.01)
+
+
+def test_refused_connections_are_all_counted_and_some_of_a_flood_recorded(serve: Callable[..., Running]) -> None:
+    running = serve()
+    running.ready()
+    (serving,) = running.said("serving")
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", serving["port"]), DEADLINE) as client:
+            client.sendall(StartupMessage({"user": "x"}).encode())
+            while client.recv(4096):
+                pass
+    running.until(
+        "/metrics", lambda _, text: 'grille_handshakes_refused_total{control="ID-03",worker="0"} 50.0' in text
+    )
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    logged = len(running.said("a connection was refused"))
+    assert 10 <= logged < 50
+    show = [sys.executable, "-m", "grille", "audit", "show", str(running.bank.files.audit), "--json"]
+    done = subprocess.run(show, capture_output=True, text=True, timeout=60, check=True)
+    events = [event for line in done.stdout.splitlines() if (event := json.loads(line))["name"] == "refused"]
+    assert len(events) == logged
+    assert all(event["verdict"]["control"] == "ID-03" and not event["verdict"]["allow"] for event in events)
+    assert all(event["client"].startswith("127.0.0.1:") for event in events)
+
+
+def test_not_ready_once_the_audit_directory_is_gone(serve: Callable[..., Running]) -> None:
+    running = serve()
+    running.ready()
+    running.bank.files.audit.rename(running.bank.directory / "moved")
+    status, text = running.get("/readyz")
+    assert status == 503
+    assert "No such file or directory" in text
+    assert 'grille_audit_healthy{worker="0"} 0.0' in running.get("/metrics")[1]
