@@ -14,13 +14,13 @@ import msgspec
 from grille.controls import Refusal
 from grille.policies.wasm import BundleError
 from grille.protocols.postgres.analysis import Sensitive
-from grille.protocols.postgres.lexer import cut_comment
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import connect, read_catalog
 from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement, Prepared, policy_input
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
+from grille.proxy.startup import cut_comment
 
 
 async def explain(config: Config, spiffe_id: str, sql: str) -> int:
@@ -71,8 +71,8 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
     print(f"catalogue   epoch {catalog.epoch}, server {catalog.server_version}")
     print(f"policy      revision {engine.revision}")
     text, chain = cut_comment(sql)
-    if chain:
-        print(f"chain       {', '.join(f'{key}={value}' for key, value in sorted(chain.items()))}")
+    if chain is not None:
+        print(f"chain       {msgspec.json.encode(chain).decode()}")
     try:
         all_prepared = await enforcement.prepare(agent, text, simple=True)
     except Refusal as refusal:

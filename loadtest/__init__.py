@@ -1,0 +1,1 @@
+"""Measures Grille beside what its users run today, alternating in one run; see docs/how-to/measure.md."""
