@@ -22,6 +22,8 @@ from msgspec import Meta
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
+MOST_WORKERS = 128
+"""A cancel key has seven bits for its worker."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -200,7 +202,7 @@ class Admin(_Section, frozen=True, kw_only=True):
 class Process(_Section, frozen=True, kw_only=True):
     """The process itself."""
 
-    workers: Annotated[int, Meta(ge=0)] = 0
+    workers: Annotated[int, Meta(ge=0, le=MOST_WORKERS)] = 0
     """0: one a core."""
     drain_seconds: Seconds = 30.0
     """How long transactions in flight may take to finish after SIGTERM."""

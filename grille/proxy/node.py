@@ -26,8 +26,9 @@ import msgspec
 
 import grille
 from grille import __version__
+from grille.proxy import config as configuration
 from grille.proxy.build import build
-from grille.proxy.config import Config, encode
+from grille.proxy.config import MOST_WORKERS, Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
 
 log = logging.getLogger("grille.node")
@@ -174,13 +175,14 @@ class Node:
         """Must be called with the event loop running."""
         self._config = config
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._count = config.process.workers or len(os.sched_getaffinity(0))
+        self._count = config.process.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._started: set[int] = set()
         self._restarts = 0
         self._draining = False
         self._status = 0
         self._ask = 0
+        self._awaited = 0
         self._reports: dict[int, Report] = {}
         self._all_reported: asyncio.Future[None] | None = None
         self._report_lock = asyncio.Lock()
@@ -198,9 +200,14 @@ class Node:
             stack.callback(local.close)
             admin = Admin(self._metrics, self._readiness)
             stack.push_async_callback(admin.close)
-            admin_port = await admin.start(self._config.admin.host, self._config.admin.port)
+            try:
+                admin_port = await admin.start(self._config.admin.host, self._config.admin.port)
+            except OSError as error:
+                raise _address_error("admin", self._config.admin, error) from None
             listener = self._config.listener
             self._addresses = {"host": listener.host, "port": listener.port, "admin_port": admin_port}
+            fields = {"version": __version__, "build": build(), "workers": self._count, "pid": os.getpid()}
+            log.info("starting", extra={"fields": {**fields, "admin_port": admin_port}})
             loop = asyncio.get_running_loop()
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(name, self._drain)
@@ -232,39 +239,45 @@ class Node:
         assignment = msgspec.json.encode(
             Assignment(number, self._count, str(directory), msgspec.Raw(encode(self._config)))
         )
-        while True:
+        while not self._draining:
             begun = time.monotonic()
-            process = await asyncio.create_subprocess_exec(
-                *_COMMAND,
-                stdin=asyncio.subprocess.PIPE,
-                process_group=0,
-                env={**os.environ, "PYTHONPATH": _import_path()},
-            )
-            self._processes[number] = process
-            if process.stdin is None:
-                raise RuntimeError("a pipe was asked for")
-            with contextlib.suppress(OSError):
-                process.stdin.write(assignment + b"\n")
-                await process.stdin.drain()
-            if self._draining:
-                process.terminate()
-            status = await process.wait()
-            process.stdin.close()
-            self._started.discard(number)
-            del self._processes[number]
+            try:
+                status = await self._run_worker(number, assignment)
+            except OSError as error:
+                log.error("a worker cannot be started", extra={"fields": {"worker": number, "error": error.strerror}})
+                status = None
             if self._draining:
                 return
             if status == UNUSABLE and not self._announced:
                 self._status = UNUSABLE
                 return
             failures = 0 if time.monotonic() - begun > _STEADY_SECONDS else failures + 1
-            delay = _BACKOFF[min(failures, len(_BACKOFF) - 1)]
+            delay = _BACKOFF[min(failures, len(_BACKOFF)) - 1] if failures else 0.0
             self._restarts += 1
             fields = {"worker": number, "status": status, "restart_in_seconds": delay}
             log.error("a worker ended unexpectedly", extra={"fields": fields})
-            ended, _ = await asyncio.wait([self._ended], timeout=delay)
-            if ended:
-                return
+            await asyncio.wait([self._ended], timeout=delay)
+
+    async def _run_worker(self, number: int, assignment: bytes) -> int:
+        """One life of a worker; its exit status.  Raises OSError if it cannot be started."""
+        environment = {**os.environ, "PYTHONPATH": _import_path()}
+        process = await asyncio.create_subprocess_exec(
+            *_COMMAND, stdin=asyncio.subprocess.PIPE, process_group=0, env=environment
+        )
+        self._processes[number] = process
+        try:
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(assignment + b"\n")
+                    await process.stdin.drain()
+            if self._draining:
+                process.terminate()
+            return await process.wait()
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            self._started.discard(number)
+            del self._processes[number]
 
     def _drain(self) -> None:
         """First signal: drain.  Second: end now."""
@@ -308,7 +321,7 @@ class Node:
                 log.info("serving", extra={"fields": fields})
         elif isinstance(datagram, Report) and datagram.number == self._ask:
             self._reports[datagram.worker] = datagram
-            if len(self._reports) == self._count and self._all_reported and not self._all_reported.done():
+            if len(self._reports) == self._awaited and self._all_reported and not self._all_reported.done():
                 self._all_reported.set_result(None)
 
     async def _gather(self) -> dict[int, Report]:
@@ -317,8 +330,9 @@ class Node:
             self._ask += 1
             self._reports = {}
             self._all_reported = asyncio.get_running_loop().create_future()
-            asked = [self._local.send(worker_name(number), Ask(self._ask)) for number in sorted(self._started)]
-            if any(asked):
+            ask = Ask(self._ask)
+            self._awaited = sum(self._local.send(worker_name(number), ask) for number in sorted(self._processes))
+            if self._awaited:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._all_reported, REPORT_SECONDS)
             return dict(self._reports)
@@ -349,6 +363,11 @@ class Node:
         return reasons
 
 
+def _address_error(name: str, section: configuration.Listener | configuration.Admin, error: OSError) -> OSError:
+    text = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+    return OSError(error.errno, f"{name} address {section.host}:{section.port} {text}")
+
+
 def _import_path() -> str:
     """Where a worker finds this very Grille, whatever directory the node was started in."""
     root = str(Path(grille.__file__).parent.parent)
@@ -374,8 +393,7 @@ def _reserve(config: Config) -> tuple[socket.socket, Config]:
         reservation.bind(address)
     except OSError as error:
         reservation.close()
-        text = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
-        raise OSError(error.errno, f"listener address {config.listener.host}:{config.listener.port} {text}") from None
+        raise _address_error("listener", config.listener, error) from None
     port = reservation.getsockname()[1]
     listener = msgspec.structs.replace(config.listener, port=port)
     return reservation, msgspec.structs.replace(config, listener=listener)

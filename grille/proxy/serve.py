@@ -186,11 +186,6 @@ class Worker:
             await self._listener.finish(seconds)
         self._stopped.set()
 
-    def stop(self) -> None:
-        """End `run` now; transactions in flight are rolled back."""
-        self._draining = True
-        self._stopped.set()
-
     def reload(self) -> None:
         """Look at the policy bundle and the certificates now."""
         self._bundle.reload()

@@ -192,9 +192,9 @@ class Running:
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask the admin listener."""
-        (serving,) = self.said("serving")
+        (starting,) = self.said("starting")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{serving['admin_port']}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{starting['admin_port']}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -375,6 +375,10 @@ def test_not_ready_without_the_audit_directory_and_ready_once_it_is_there(
     running = serve((f'"{small_bank.files.audit}"', f'"{parent / "audit"}"'))
     (problem,) = running.said("the audit directory cannot be used")
     assert "cannot be written" in problem["problem"]
+    status, text = running.get("/readyz")
+    assert status == 503
+    assert "worker 0: audit: " in text
+    assert "cannot be written" in text
     parent.unlink()
     running.ready()
     with running.connect() as agent:
@@ -426,6 +430,16 @@ def test_a_port_in_use_is_one_clear_line(serve: Callable[..., Running]) -> None:
         )
         assert running.end() == 2
     assert running.lines[0] == {"text": f"grille: listener address 127.0.0.1:{port} is in use\n"}
+
+
+def test_an_admin_port_in_use_is_one_clear_line(serve: Callable[..., Running]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        running = serve(('[admin]\nhost = "127.0.0.1"\nport = 0', f"[admin]\nport = {port}"))
+        assert running.end() == 2
+    assert running.lines[0] == {"text": f"grille: admin address 127.0.0.1:{port} is in use\n"}
 
 
 async def test_a_cancel_request_that_reaches_another_worker_is_forwarded(small_bank: Bank, directory: Path) -> None:
