@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
@@ -420,6 +421,7 @@ async def _connect(database: Database) -> ByteStream:
         return stream
     _, stream = await loop.create_connection(ByteStream, database.host, database.port)
     try:
+        _keep_alive(stream)
         if database.tls != "off":
             context = ssl.create_default_context(cafile=str(database.ca) if database.ca is not None else None)
             context.set_alpn_protocols(["postgresql"])
@@ -439,6 +441,15 @@ async def _connect(database: Database) -> ByteStream:
         stream.abort()
         raise
     return stream
+
+
+def _keep_alive(stream: ByteStream) -> None:
+    """Let the kernel find out within about a minute that the server's host has vanished."""
+    connected = stream.extra("socket")  # noqa: S610  (not Django)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # macOS names the first one otherwise
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _channel_binding(stream: ByteStream) -> bytes | None:

@@ -1,6 +1,7 @@
 import asyncio
 import datetime
 import ipaddress
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -442,6 +443,19 @@ async def test_a_cancel_that_is_not_confirmed_taints_the_connection() -> None:
         assert connection.dirty
 
 
+async def test_a_cancel_that_was_lost_is_repeated_before_a_connection_is_given_up() -> None:
+    error = ErrorResponse({"S": "ERROR", "C": "57014", "M": "canceled"}).encode()
+    server = Script(at_second_cancel=error + ReadyForQuery("I").encode())
+    async with server.listening() as database, pooled(database) as pool:
+        connection = await pool.acquire()
+        await connection.send(*unit("select 1"))
+        pool.release(connection)
+        async with asyncio.timeout(DEADLINE):
+            await connection.wait_closed()
+        assert server.cancels == 2
+        assert connection.in_flight == 0
+
+
 # Scripted servers: what no real one does
 
 
@@ -460,9 +474,11 @@ CANCEL_CODE = struct.pack("!i", 80877102)
 class Script:
     """A server that answers the first message, and each one after it, with the next of its lines."""
 
-    def __init__(self, *lines: bytes, await_close: bool = False) -> None:
+    def __init__(self, *lines: bytes, await_close: bool = False, at_second_cancel: bytes = b"") -> None:
         self.lines = lines or (STARTED,)
         self.await_close = await_close
+        self.at_second_cancel = at_second_cancel
+        self.cancels = 0
         self.cancel_seen = asyncio.Event()
         self.let_go = asyncio.Event()
         self.cancelled: tuple[int, bytes] | None = None
@@ -495,7 +511,10 @@ class Script:
                 data = await reader.read(65536)
                 if data[4:8] == CANCEL_CODE:
                     self.cancelled = struct.unpack("!i", data[8:12])[0], data[12:]
+                    self.cancels += 1
                     self.cancel_seen.set()
+                    if self.cancels == 2:
+                        self.writers[0].write(self.at_second_cancel)
                     if self.await_close:
                         await self.let_go.wait()
                     return
@@ -575,6 +594,12 @@ async def test_a_password_is_asked_for_and_none_is_configured() -> None:
 
 async def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not ready within 0.2 s" in await reason_of(Script(b""), connect_timeout=0.2)
+
+
+async def test_a_vanished_host_is_noticed_by_the_kernel() -> None:
+    server = Script()
+    async with server.listening() as database, connected(database) as connection:
+        assert connection._stream.extra("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_a_server_that_closes_at_once() -> None:
