@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 
+import asyncpg
 import psycopg
 import pytest
 
+from grille.protocols.postgres.catalog import Catalog
+from grille.proxy.catalog import read_catalog
 from grille.proxy.demo.cluster import Cluster, debian_binaries, embedded_binaries
 
 _numbers = itertools.count(1)
@@ -56,3 +60,17 @@ def fresh_database() -> Iterator[Callable[[Cluster], str]]:
     for cluster, name in made:
         with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def snapshot_of() -> Callable[[Cluster, str], Catalog]:
+    """Reads the catalogue snapshot of a database; for tests that are not coroutines."""
+
+    async def read(cluster: Cluster, database: str) -> Catalog:
+        connection = await asyncpg.connect(host=cluster.host, port=cluster.port, user="postgres", database=database)
+        try:
+            return await read_catalog(connection)
+        finally:
+            await connection.close()
+
+    return lambda cluster, database: asyncio.run(read(cluster, database))

@@ -502,7 +502,7 @@ class Purity:
         Their types are named as in pg_type or as SQL spells them (``integer``, ``text[]``); types outside pg_catalog
         with their schema.
         """
-        listed = {_normal(name) for name in functions}
+        listed = {_normal(name) for name in functions} - {""}
         behind_operators = {operator.function for operator in catalog.operators.values()}
         pure, leakproof = set(), set()
         for function in catalog.functions.values():
@@ -565,7 +565,9 @@ def _signature(catalog: Catalog, function: Function, *, qualified: bool = False)
 
 def _normal(signature: str) -> str:
     """A configured routine with its types spelled as in pg_type."""
-    name, _, rest = signature.strip().partition("(")
+    name, parenthesis, rest = signature.strip().partition("(")
+    if not parenthesis:
+        return ""
     types = []
     for part in rest.removesuffix(")").split(",") if rest.removesuffix(")").strip() else []:
         words = " ".join(part.split())
