@@ -82,7 +82,7 @@ def contenders(*, scale: int, level: str, workers: int) -> Iterator[tuple[list[C
         if bouncer is None:
             missing.append("pgbouncer is not installed: skipped")
         else:
-            port, pid = stack.enter_context(_pgbouncer(bouncer, directory, cluster, server))
+            port, pid = stack.enter_context(_pgbouncer(bouncer, directory, cluster, ca, server))
             found.append(Contender("pgbouncer", {**tls, "PGPORT": str(port)}, (pid,)))
         port, pids = stack.enter_context(_grille(directory, cluster, ca, server, level, workers))
         found.append(Contender("grille", {**tls, "PGPORT": str(port)}, pids))
@@ -107,18 +107,18 @@ def _make_database(cluster: Cluster, scale: int) -> None:
 
 
 @contextlib.contextmanager
-def _pgbouncer(program: str, directory: Path, cluster: Cluster, server: Path) -> Iterator[tuple[int, int]]:
+def _pgbouncer(program: str, directory: Path, cluster: Cluster, ca: Path, server: Path) -> Iterator[tuple[int, int]]:
     port = _free_port()
     home = directory / "pgbouncer"
     home.mkdir(mode=0o755)
     (home / "users.txt").write_text(f'"{SUPERUSER}" ""\n')
-    for name, source in (("server.pem", server), ("server.key", server.with_suffix(".key"))):
+    for name, source in (("ca.pem", ca), ("server.pem", server), ("server.key", server.with_suffix(".key"))):
         shutil.copyfile(source, home / name)
     (home / "pgbouncer.ini").write_text(
         f"[databases]\n{DATABASE} = host={cluster.host} port={cluster.port} dbname={DATABASE} user={SUPERUSER}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
         f"auth_file = {home}/users.txt\npool_mode = transaction\ndefault_pool_size = 16\nmax_client_conn = 500\n"
-        f"client_tls_sslmode = require\nclient_tls_key_file = {home}/server.key\n"
+        f"client_tls_sslmode = verify-ca\nclient_tls_ca_file = {home}/ca.pem\nclient_tls_key_file = {home}/server.key\n"
         f"client_tls_cert_file = {home}/server.pem\nclient_tls_protocols = tlsv1.3\n"
         f"logfile = {home}/log\npidfile = {home}/pid\nmax_prepared_statements = 100\n"
     )

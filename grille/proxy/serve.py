@@ -527,6 +527,9 @@ def main() -> int:
         for problem in error.problems:
             log.error("the configuration cannot be used", extra={"fields": {"problem": str(problem)}})
         return UNUSABLE
+    except Exception:
+        log.exception("the worker failed")
+        return 1
 
 
 if __name__ == "__main__":

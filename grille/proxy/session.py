@@ -419,6 +419,10 @@ class Session:
                 await self._message(kind, payload)
                 if self._state.state is state.State.CLOSED:
                     return
+            if self._state.state is state.State.SKIPPING:
+                # A client that sends no Sync before it has read the error must get the error now.
+                with contextlib.suppress(Refusal):
+                    await self._give()
             data = await self._read()
             if not data:
                 return
@@ -925,14 +929,20 @@ class Session:
         if self._stale:
             await self._run_again()
             return
-        for run in self._relay.runs:
+        await self._give()
+
+    async def _give(self) -> None:
+        """Send what is gathered before the unit has ended.  Raises `Refusal` if what ran cannot be recorded."""
+        relay = self._relay
+        if not relay.out or self._stale:
+            return
+        for run in relay.runs:
             if not run.intent:
                 await self._keep_intent(run)
-        if self._relay.out:
-            self._relay.streamed = True
-            self._stream.send(bytes(self._relay.out))
-            self._relay.out.clear()
-            await self._stream.drain()
+        relay.streamed = True
+        self._stream.send(bytes(relay.out))
+        relay.out.clear()
+        await self._stream.drain()
 
     async def _sync(self) -> None:
         """End the unit: upstream first, then the records, then the client."""

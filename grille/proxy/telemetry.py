@@ -209,11 +209,16 @@ class JsonFormatter(logging.Formatter):
                 f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
                 for frame in traceback.extract_tb(record.exc_info[2])
             ]
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:
+            # a file name that is not UTF-8
+            return msgspec.json.encode({name: ascii(value) for name, value in line.items()}).decode()
 
 
 def start_logging(level: str, **constant: Any) -> None:
     """Send every log line to stderr as JSON; ``constant`` is on each line."""
+    logging.raiseExceptions = False  # a closed standard error is no reason to fail
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(JsonFormatter(**constant))
     root = logging.getLogger()

@@ -484,6 +484,15 @@ async def test_flush_answers_before_sync_and_frees_the_connection(world: World) 
     assert outcome.intent == intent.id
 
 
+@pytest.mark.parametrize("text", ["SELECT * FROM secret", "SELECT nothing"])
+async def test_an_error_is_told_at_flush_without_waiting_for_sync(world: World, text: str) -> None:
+    client = await world.client()
+    world.scripted.refused["SELECT * FROM secret"] = Refusal("AC-03", "no")
+    client.send(Parse("", text), Describe("S", ""), Flush())
+    assert (await client.message())[0] == "E"
+    assert kinds(await client.ask(Sync())) == "Z"
+
+
 async def test_pipeline_of_any_depth(world: World) -> None:
     client = await world.client()
     one = b"".join(

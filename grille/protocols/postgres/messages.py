@@ -71,9 +71,6 @@ class _Cursor:
     def byte(self) -> int:
         return self.take(1)[0]
 
-    def int16(self) -> int:
-        return int(_INT16.unpack(self.take(2))[0])
-
     def count(self) -> int:
         return int(_UINT16.unpack(self.take(2))[0])
 
