@@ -30,6 +30,9 @@ _POWER: Final = """
 SELECT rolsuper AS "superuser", rolbypassrls AS "BYPASSRLS", rolreplication AS "REPLICATION",
        rolcreaterole AS "CREATEROLE" FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
+_ENCRYPTION: Final = """
+SELECT version || ' ' || cipher FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid() AND ssl
+"""
 
 
 class Report:
@@ -155,12 +158,14 @@ async def _database(database: Database, report: Report) -> Catalog | None:
     try:
         catalog = await read_catalog(reader)
         power = await reader.fetchrow(_POWER)
+        encryption = await reader.fetchval(_ENCRYPTION)
     except _FAILURES as error:
         report.fail(f"{item} catalogue", _reason(error), f"Let {database.role} read pg_catalog, as every role may.")
         return None
     finally:
         await reader.close()
-    report.ok(f"{item} catalogue", f"{len(catalog.relations)} relations, epoch {catalog.epoch[:16]}")
+    over = f", over {encryption}" if encryption else ""
+    report.ok(f"{item} catalogue", f"{len(catalog.relations)} relations, epoch {catalog.epoch[:16]}{over}")
     powers = [name for name, has in (power or {}).items() if has]
     if powers:
         report.warn(

@@ -232,6 +232,7 @@ def secured(setting: Setting, remote: tuple[Cluster, Path], ca: str = "ca.pem") 
 async def test_tls_and_scram(over_tls: Setting, remote: tuple[Cluster, Path]) -> None:
     status, lines = await over_tls.check(*secured(over_tls, remote))
     assert (status, failures(lines)) == (0, [])
+    assert any(line.startswith("OK   database bank catalogue: ") and ", over TLSv1.3 TLS_" in line for line in lines)
     assert any("at localhost:" in line and line.endswith("role grille_app, TLS verify-full") for line in lines)
 
 

@@ -136,6 +136,11 @@ def test_records_of_other_libraries_keep_only_the_first_line_of_their_template()
     assert line["message"] == "query %s"
 
 
+def test_a_name_that_is_no_utf8_can_be_logged() -> None:
+    record = logging.makeLogRecord({"name": "grille.test", "msg": "x", "fields": {"path": "/tmp/\udcff"}})
+    assert formatted(record)["path"] == r"'/tmp/\udcff'"
+
+
 # the admin listener
 
 
