@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -385,15 +387,18 @@ def test_not_ready_without_the_audit_directory_and_ready_once_it_is_there(
         assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
 
 
+def shipped_bundle(small_bank: Bank) -> tuple[str, Path]:
+    """The line of the configuration that names the demo's bundle, and a copy of it."""
+    text = small_bank.configure().read_text()
+    line = next(line for line in text.splitlines() if line.startswith("bundle = ") and "tar.gz" in line)
+    copy = small_bank.directory / "bundle.tar.gz"
+    copy.write_bytes(Path(json.loads(line.partition("= ")[2])).read_bytes())
+    return line, copy
+
+
 def test_a_broken_bundle_leaves_the_old_one_in_force(serve: Callable[..., Running], small_bank: Bank) -> None:
-    bundle = small_bank.directory / "bundle.tar.gz"
-    shipped = next(
-        line
-        for line in small_bank.configure().read_text().splitlines()
-        if line.startswith("bundle = ") and "tar" in line
-    )
-    bundle.write_bytes(Path(json.loads(shipped.partition("= ")[2])).read_bytes())
-    running = serve((shipped, f'bundle = "{bundle}"'))
+    line, bundle = shipped_bundle(small_bank)
+    running = serve((line, f'bundle = "{bundle}"'))
     running.ready()
     bundle.write_bytes(b"not a bundle")
     running.process.send_signal(signal.SIGHUP)
@@ -404,18 +409,35 @@ def test_a_broken_bundle_leaves_the_old_one_in_force(serve: Callable[..., Runnin
         assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
 
 
+def test_a_new_bundle_and_certificate_drop_no_connection(serve: Callable[..., Running], small_bank: Bank) -> None:
+    line, bundle = shipped_bundle(small_bank)
+    running = serve((line, f'bundle = "{bundle}"'))
+    running.ready()
+    with running.connect() as agent:
+        assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
+        changed = io.BytesIO()
+        with tarfile.open(bundle, "r:gz") as old, tarfile.open(fileobj=changed, mode="w:gz") as new:
+            for member in old:
+                content = old.extractfile(member).read()  # type: ignore[union-attr]
+                if member.name.lstrip("/") == ".manifest":
+                    content = json.dumps({**json.loads(content), "revision": "next"}).encode()
+                    member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+        partial = bundle.with_suffix(".new")
+        partial.write_bytes(changed.getvalue())
+        partial.replace(bundle)
+        running.process.send_signal(signal.SIGHUP)
+        running.said("certificates reloaded")
+        running.until("/metrics", lambda _, text: 'grille_bundle_info{revision="next+' in text)
+        assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
+
+
 def test_a_configuration_that_cannot_work_ends_the_node_with_status_2(
     serve: Callable[..., Running], small_bank: Bank
 ) -> None:
-    bundle = small_bank.directory / "bundle.tar.gz"
+    line, bundle = shipped_bundle(small_bank)
     bundle.write_bytes(b"not a bundle")
-    small_bank.configure()
-    shipped = next(
-        line
-        for line in small_bank.files.config.read_text().splitlines()
-        if line.startswith("bundle = ") and "tar" in line
-    )
-    running = serve(TWO, (shipped, f'bundle = "{bundle}"'))
+    running = serve(TWO, (line, f'bundle = "{bundle}"'))
     assert running.end() == 2
     assert "policy.bundle" in running.said("the configuration cannot be used")[0]["problem"]
 
