@@ -172,7 +172,7 @@ def read_bundle(data: bytes) -> tuple[x509.Certificate, ...]:
     else:
         try:
             certificates = tuple(x509.load_pem_x509_certificates(data))
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             raise ValueError("holds no readable PEM certificate") from None
     for certificate in certificates:
         if not _is_ca(certificate):
@@ -202,7 +202,7 @@ def _read_jwks(data: bytes) -> tuple[x509.Certificate, ...]:
             raise ValueError('is not a SPIFFE bundle: an x509-svid key has no "x5c"')
         try:
             certificates.append(x509.load_der_x509_certificate(base64.b64decode(key.x5c[0], validate=True)))
-        except (ValueError, binascii.Error):
+        except (ValueError, binascii.Error, x509.InvalidVersion):
             raise ValueError('is not a SPIFFE bundle: the "x5c" of a key is not a certificate') from None
     return tuple(certificates)
 

@@ -65,6 +65,9 @@ class Certificates:
         self._on_reload = on_reload
         self._paths = [listener.certificate, listener.key, *(domain.bundle for domain in self._trust_domains)]
         self._state: tuple[object, ...] = ()
+        """The files as they were last read."""
+        self._seen: tuple[object, ...] = ()
+        """The files as they were at the last look."""
         self.failures = 0
         """Changes that could not be put in force."""
         self.last_success = dt.datetime.now(dt.UTC)
@@ -89,17 +92,20 @@ class Certificates:
         return True
 
     async def watch(self, seconds: float = 1.0) -> NoReturn:
-        """Look at the files every so often, and reload when they have changed and then stayed as they are.
+        """`poll` every so often."""
+        while True:
+            await asyncio.sleep(seconds)
+            self.poll()
+
+    def poll(self) -> None:
+        """Look at the files; reload if they have changed and were the same at the last look.
 
         Waiting for a second look keeps a certificate that is written before its key from being taken for an error.
         """
-        seen = self._state
-        while True:
-            await asyncio.sleep(seconds)
-            now = self._look()
-            if now == seen and now != self._state:
-                self.reload()
-            seen = now
+        now = self._look()
+        if now == self._seen and now != self._state:
+            self.reload()
+        self._seen = now
 
     def _look(self) -> tuple[object, ...]:
         """What changes when a file is written, replaced, or reached through another symbolic link."""
@@ -147,14 +153,17 @@ def _material(listener: Listener, trust_domains: tuple[TrustDomain, ...]) -> Mat
         certificate.public_bytes(Encoding.DER) for bundle in bundles.values() for certificate in bundle
     )
     if authorities:
-        context.load_verify_locations(cadata=authorities)
+        try:
+            context.load_verify_locations(cadata=authorities)
+        except ssl.SSLError as error:
+            raise CertificateError(f"OpenSSL refuses a certificate of the trust bundles ({error.reason})") from None
     return Material(context, bundles, min(certificate.not_valid_after_utc for certificate in chain))
 
 
 def _own_chain(path: Path) -> list[x509.Certificate]:
     try:
         chain = x509.load_pem_x509_certificates(_bytes_of(path))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CertificateError(f"{path} holds no readable PEM certificate: write the chain, leaf first") from None
     if chain[0].not_valid_after_utc <= dt.datetime.now(dt.UTC):
         raise CertificateError(
@@ -174,6 +183,10 @@ def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CertificateError(f"{key} is not the key of {certificate}: replace both together") from None
+        if error.reason is not None and error.reason.endswith(("TOO_SMALL", "TOO_WEAK")):
+            raise CertificateError(
+                f"{certificate} is too weak ({error.reason}): issue it with P-256 or better"
+            ) from None
         raise CertificateError(f"{key} holds no readable PEM private key: write it in PKCS #8 form") from None
     except OSError as error:
         raise CertificateError(f"{key} cannot be read ({error.strerror}): correct its path or its mode") from None

@@ -243,6 +243,12 @@ def forge(
     return Issued(builder.sign(signer.key if signer else key, hashes.SHA256()), key)
 
 
+# OpenSSL lets this through
+KEY_AGREEMENT = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=True, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
 GOOD: dict[str, Callable[[Front], Issued]] = {
     "issued": lambda f: f.bank.issue(SCORER),
     "another trust domain, in its own name": lambda f: f.partner.issue("auditor"),
@@ -264,7 +270,7 @@ ID_01: dict[str, Callable[[Front], Issued]] = {
     "a CA that may sign": lambda f: forge(f.bank, ca=True, usage=key_usage(digital_signature=True, key_cert_sign=True)),
     "keyCertSign": lambda f: forge(f.bank, usage=key_usage(digital_signature=True, key_cert_sign=True)),
     "cRLSign": lambda f: forge(f.bank, usage=key_usage(digital_signature=True, crl_sign=True)),
-    "no digitalSignature": lambda f: forge(f.bank, usage=key_usage(crl_sign=True)),
+    "no digitalSignature": lambda f: forge(f.bank, usage=KEY_AGREEMENT),
     "no key usage": lambda f: forge(f.bank, usage=None),
     "key usage not critical": lambda f: forge(f.bank, usage_critical=False),
     "for servers only": lambda f: forge(f.bank, purposes=[ExtendedKeyUsageOID.SERVER_AUTH]),
@@ -702,6 +708,32 @@ async def test_an_agent_of_a_removed_ca_is_refused(front: Front) -> None:
         async with Client(front) as new:
             assert await new.start(front.context(issued)) == GREETING
         assert await live.is_echoed()
+
+
+async def test_a_bundle_may_hold_an_authority_without_its_issuer(front: Front) -> None:
+    await front.start()
+    between = Authority("bank.example")
+    between.certificate = (
+        x509.CertificateBuilder()
+        .subject_name(between.certificate.subject)
+        .issuer_name(front.bank.certificate.subject)
+        .public_key(between.key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(dt.datetime.now(dt.UTC) - DAY)
+        .not_valid_after(dt.datetime.now(dt.UTC) + DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(between.key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(front.bank.key.public_key()), critical=False)
+        .sign(front.bank.key, hashes.SHA256())
+    )
+    between.write_bundle(front.directory / "bank.pem")
+    assert front.certificates.reload()
+    async with Client(front) as client:
+        assert await client.start(front.context(between.issue(SCORER))) == GREETING
+    async with Client(front) as client:
+        with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+            await client.start(front.context(front.bank.issue(SCORER)))
 
 
 async def test_an_empty_bundle_distrusts_everybody(front: Front) -> None:

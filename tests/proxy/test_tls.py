@@ -183,12 +183,20 @@ async def test_a_new_directory_behind_the_link_is_taken(files: Files, certificat
     assert certificates.failures == 0
 
 
-async def test_files_written_one_after_the_other_are_taken_together(files: Files, certificates: Certificates) -> None:
+def test_a_certificate_written_before_its_key_is_no_error(files: Files) -> None:
+    loaded = files.load()
     issued = files.bank.issue_server(valid_for=dt.timedelta(hours=7))
+    loaded.poll()
     (files.link / "server.pem").write_bytes(issued.certificate_pem)
+    loaded.poll()
     (files.link / "server.key").write_bytes(issued.key_pem)
-    assert await files.report() is None
-    assert certificates.not_after == issued.certificate.not_valid_after_utc
+    loaded.poll()
+    assert files.reports.empty()
+    loaded.poll()
+    assert files.reports.get_nowait() is None
+    assert loaded.not_after == issued.certificate.not_valid_after_utc
+    loaded.poll()
+    assert files.reports.empty()
 
 
 async def test_a_broken_pair_leaves_the_old_one_in_force_until_it_is_mended(
