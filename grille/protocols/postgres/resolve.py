@@ -369,7 +369,7 @@ class Resolver:
 
     def _possible(self, given: Sequence[int | None], declared: Sequence[int]) -> bool:
         """True if a candidate could be chosen for some types in place of None."""
-        return all(g is None or self.can_coerce(g, d) for g, d in zip(given, declared, strict=True))
+        return all(g in (None, UNKNOWN) or self.can_coerce(g, d) for g, d in zip(given, declared, strict=True))
 
     # parse_coerce.c
 
@@ -578,7 +578,7 @@ class Resolver:
             return (output or not kind.checked) and self._harmless(kind.base, output=output)
         if kind.element:
             return self._harmless(kind.element, output=output)
-        if kind.kind == "e" or (output and kind.kind in "cp"):
+        if kind.kind == "e" or (output and (kind.kind == "c" or oid == _RECORD)):
             return True
         return kind.kind in "brm" and kind.oid < FIRST_NORMAL_OID and kind.name not in CLOSED_TYPES
 
