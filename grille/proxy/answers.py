@@ -25,6 +25,8 @@ class Answer(msgspec.Struct, frozen=True):
     columns: tuple[tuple[str, int], ...] = ()
     """(name, type OID)"""
     rows: tuple[tuple[str | None, ...], ...] = ()
+    parameters: tuple[int, ...] = ()
+    """Type OIDs of parameters, whose values make no difference."""
 
     def description(self, formats: Sequence[int] = ()) -> bytes:
         """The RowDescription message; empty for a command without rows."""
@@ -108,6 +110,12 @@ def show(name: str, value: str) -> Answer:
 UNLOCKED: Final = Answer("SELECT 1", (("pg_advisory_unlock_all", VOID_OID),), (("",),))
 """No session holds an advisory lock here, so there is nothing to unlock."""
 
+_PSYCOPG_TYPE: Final = (
+    "select typname as name, oid, typarray as array_oid, oid::regtype::text as regtype, typdelim as delimiter"
+    " from pg_type t where t.oid = to_regtype($1) order by t.oid"
+)
+"""psycopg's TypeInfo.fetch; SQLAlchemy asks it for hstore.  The answer is that there is no such type."""
+_PSYCOPG_TYPE_COLUMNS: Final = tuple((name, TEXT_OID) for name in ("name", "oid", "array_oid", "regtype", "delimiter"))
 _SPACE: Final = re.compile(r"\s+")
 
 
@@ -121,7 +129,7 @@ def driver_answer(text: str, known: Mapping[str, str]) -> Answer | None:
 
     ``known`` holds ``server_version``, ``database`` and ``session_authorization``.
     """
-    if len(text) > 200:
+    if len(text) > 400:
         return None
     match normal_form(text):
         case "select version()" | "select pg_catalog.version()":
@@ -136,4 +144,6 @@ def driver_answer(text: str, known: Mapping[str, str]) -> Answer | None:
             return Answer("SELECT 1", ((column, TEXT_OID),), ((known["session_authorization"],),))
         case "select pg_is_in_recovery()" | "select pg_catalog.pg_is_in_recovery()":
             return Answer("SELECT 1", (("pg_is_in_recovery", BOOL_OID),), (("f",),))
+        case known_query if known_query == _PSYCOPG_TYPE:
+            return Answer("SELECT 0", _PSYCOPG_TYPE_COLUMNS, (), (TEXT_OID,))
     return None

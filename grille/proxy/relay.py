@@ -379,13 +379,16 @@ class Relay:
     @staticmethod
     def _cap(step: Step) -> int:
         """Rows to ask for: what the client wants, but never more than one above the limit (AC-06)."""
-        if step.portal is None:
+        portal, plan = step.portal, step.plan
+        if portal is None or plan is None:
             return step.max_rows
-        prepared = step.portal.prepared
-        limit = prepared.limits.rows
-        if limit is None or prepared.plan is None or prepared.plan.writes:
+        if plan.swallow_rows:
+            # To the client this write returns no rows, so a row limit (pgjdbc sends 1) must not suspend it.
+            return 0
+        limit = portal.prepared.limits.rows
+        if limit is None or plan.writes:
             return step.max_rows
-        left = max(1, limit - step.portal.rows + 1)
+        left = max(1, limit - portal.rows + 1)
         return min(step.max_rows, left) if step.max_rows > 0 else left
 
     # receiving

@@ -152,8 +152,26 @@ class Quotas:
         self._running: dict[str, int] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
 
+    def count(self, spiffe_id: str, limits: Limits) -> None:
+        """Count one statement against its agent's rate.  Raises `Refusal` AC-06."""
+        if limits.statements_per_minute is None:
+            return
+        size = max(1.0, limits.statements_per_minute / self._workers)
+        now = time.monotonic()
+        tokens, since = self._buckets.get(spiffe_id, (size, now))
+        tokens = min(size, tokens + (now - since) * size / 60)
+        if tokens < 1:
+            self._buckets[spiffe_id] = (tokens, now)
+            raise Refusal(
+                "AC-06",
+                f"you have run more than {limits.statements_per_minute} statements a minute",
+                sqlstate="53400",
+                hint=f"Wait {60 / size:.1f} seconds between statements.",
+            )
+        self._buckets[spiffe_id] = (tokens - 1, now)
+
     def enter(self, spiffe_id: str, limits: Limits) -> None:
-        """Count one statement that is about to run.  Raises `Refusal` AC-06; pairs with `leave`."""
+        """Count a session that begins to run statements; pairs with `leave`.  Raises `Refusal` AC-06."""
         running = self._running.get(spiffe_id, 0)
         if limits.concurrent is not None and running >= max(1, limits.concurrent // self._workers):
             raise Refusal(
@@ -162,24 +180,10 @@ class Quotas:
                 sqlstate="53300",
                 hint="Wait for the ones that are running.",
             )
-        if limits.statements_per_minute is not None:
-            size = max(1.0, limits.statements_per_minute / self._workers)
-            now = time.monotonic()
-            tokens, since = self._buckets.get(spiffe_id, (size, now))
-            tokens = min(size, tokens + (now - since) * size / 60)
-            if tokens < 1:
-                self._buckets[spiffe_id] = (tokens, now)
-                raise Refusal(
-                    "AC-06",
-                    f"you have run more than {limits.statements_per_minute} statements a minute",
-                    sqlstate="53400",
-                    hint=f"Wait {60 / size:.1f} seconds between statements.",
-                )
-            self._buckets[spiffe_id] = (tokens - 1, now)
         self._running[spiffe_id] = running + 1
 
     def leave(self, spiffe_id: str) -> None:
-        """Count one statement that has ended."""
+        """Count a session that has ended its unit."""
         running = self._running.get(spiffe_id, 0) - 1
         if running > 0:
             self._running[spiffe_id] = running
@@ -272,7 +276,8 @@ class Session:
         """A message of this unit failed."""
         self._poison = False
         """Upstream must be made to fail before this unit ends."""
-        self._entered = 0
+        self._entered = False
+        """This unit counts as running."""
         self._unit: list[tuple[int, bytes]] = []
         self._unit_bytes = 0
         self._undo: list[Callable[[], None]] = []
@@ -636,7 +641,8 @@ class Session:
             self._step(Step(Kind.BIND, plan=prepared.plan, portal=portal, undo=undo))
 
     async def _bound(self, statement: Statement, prepared: Prepared, message: Bind, *, simple: bool = False) -> Portal:
-        expected = prepared.client_parameters
+        answer = statement.answer
+        expected = len(answer.parameters) if answer is not None else prepared.client_parameters
         if len(message.values) != expected:
             raise Refusal(
                 "WP-01",
@@ -668,7 +674,8 @@ class Session:
             self._refuse_in_failed_transaction(prepared.action)
             if prepared.plan is None:
                 description = self._description(statement, ()) or NO_DATA
-                self._step(Step(Kind.LOCAL, reply=ParameterDescription(()).encode() + description))
+                types = statement.answer.parameters if statement.answer is not None else ()
+                self._step(Step(Kind.LOCAL, reply=ParameterDescription(types).encode() + description))
             else:
                 portal = Portal(statement, prepared)
                 parameters = prepared.client_parameters
@@ -749,8 +756,12 @@ class Session:
 
     def _enter(self, portal: Portal) -> None:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
-        self._services.quotas.enter(self._agent.spiffe_id, portal.prepared.limits)
-        self._entered += 1
+        quotas, limits = self._services.quotas, portal.prepared.limits
+        if not self._entered:
+            # A session runs one statement at a time, however many it has queued.
+            quotas.enter(self._agent.spiffe_id, limits)
+            self._entered = True
+        quotas.count(self._agent.spiffe_id, limits)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> None:
         run = Run(portal)
@@ -996,9 +1007,9 @@ class Session:
         self._undo.clear()
 
     def _leave_quotas(self) -> None:
-        for _ in range(self._entered):
+        if self._entered:
             self._services.quotas.leave(self._agent.spiffe_id)
-        self._entered = 0
+            self._entered = False
 
     def _release_connection(self) -> None:
         connection, self._relay.connection = self._relay.connection, None

