@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint build lock clean
+.PHONY: help demo test lint build lock clean
+
+# The hot path: one source, compiled by Cython where there is a compiler.  GRILLE_PLAIN=1 runs the source.
+HOT := $(addprefix grille/,$(addsuffix .py,protocols/postgres/framing protocols/postgres/messages \
+	protocols/postgres/state protocols/postgres/pipeline protocols/postgres/lexer protocols/postgres/codecs \
+	tokenization/ff1 audit/chain audit/records audit/encoding proxy/relay))
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,11 +24,20 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@touch $@
 
 demo: $(VENV)/.runtime  ## the main job, end to end, on a real PostgreSQL; ends by itself
+	@command -v cc >/dev/null || echo "no C compiler: the pure-Python build is used"
 	$(BIN)/python -m grille demo
 
 test: $(VENV)/.dev  ## lint, types, import rules and the test suite
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+	GRILLE_PLAIN=1 $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+
+build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it says so and leaves the plain build
+	@if command -v cc >/dev/null; then \
+		$(BIN)/cythonize --quiet -i -3 -j 2 -X annotation_typing=False $(HOT); \
+	else \
+		echo "no C compiler: the pure-Python build stays in use"; \
+	fi
+	@$(BIN)/python -c "import grille; print('build:', grille.build())"
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -36,4 +50,5 @@ lock:  ## write the lock files anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra demo --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean:  ## remove the virtual environment and what was built
+	find grille -name '*.so' -delete; find grille -name '*.c' -delete
 	rm -rf $(VENV) build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,4 +4,40 @@ One path runs for every statement and every message: who is it, what is it, may 
 under what terms, what happened.  ``docs/explanation/how-a-statement-flows.md`` draws it.
 """
 
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
 __version__ = "0.1.0"
+
+
+class _SourceOnly:
+    """Finds this package's modules as source, beside their compiled twins (``GRILLE_PLAIN=1``)."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not name.startswith("grille.") or path is None:
+            return None
+        loader = (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES)
+        for directory in path:
+            found = importlib.machinery.FileFinder(directory, loader).find_spec(name)
+            if found is not None:
+                return found
+        return None
+
+
+if os.environ.get("GRILLE_PLAIN"):
+    sys.meta_path.insert(0, _SourceOnly)
+
+
+def build() -> str:
+    """``compiled`` if the hot path runs as C (``make build``), else ``plain``."""
+    found = importlib.util.find_spec("grille.protocols.postgres.framing")
+    return "compiled" if found is not None and (found.origin or "").endswith(".so") else "plain"

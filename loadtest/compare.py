@@ -8,7 +8,7 @@ import statistics
 import subprocess
 from typing import Any
 
-import grille.protocols.postgres.framing
+import grille
 from loadtest.contenders import Contender, contenders, cpu_seconds, pgbench
 
 SCENARIOS: dict[str, tuple[str, int]] = {
@@ -18,11 +18,6 @@ SCENARIOS: dict[str, tuple[str, int]] = {
     "select-prepared-32": ("prepared", 32),
 }
 """pgbench's select-only script: query mode, clients."""
-
-
-def build_of() -> str:
-    """``compiled`` or ``plain``: how the hot path of this checkout runs."""
-    return "plain" if str(grille.protocols.postgres.framing.__file__).endswith(".py") else "compiled"
 
 
 def compare(scenario: str, *, rounds: int, seconds: float, level: str, workers: int) -> dict[str, Any]:
@@ -101,9 +96,9 @@ def _report(scenario: str, runs: dict[str, list[dict[str, float]]], level: str) 
     line = (
         f"{scenario} tps={median('grille', 'tps'):.0f} ratio_direct={ratio('direct')} "
         f"ratio_pgbouncer={ratio('pgbouncer')} cpu_us={median('grille', 'cpu_us'):.1f} level={level} "
-        f"build={build_of()}"
+        f"build={grille.build()}"
     )
     for name, spread in spreads.items():
         print(f"ratio to {name}: spread {spread[0]:.2f} to {spread[1]:.2f}")
-    return {"scenario": scenario, "level": level, "build": build_of(), "runs": runs, "ratio_spread": spreads,
+    return {"scenario": scenario, "level": level, "build": grille.build(), "runs": runs, "ratio_spread": spreads,
             "line": line}  # fmt: skip

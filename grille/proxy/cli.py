@@ -234,8 +234,7 @@ def _audit(chosen: argparse.Namespace) -> int:
 
 
 def _version() -> int:
-    from grille import __version__
-    from grille.proxy.build import build
+    from grille import __version__, build
 
     python = ".".join(str(part) for part in sys.version_info[:3])
     print(f"grille {__version__} ({build()} build, Python {python})")

@@ -25,9 +25,8 @@ from typing import Any, Final, Union
 import msgspec
 
 import grille
-from grille import __version__
+from grille import __version__, build
 from grille.proxy import config as configuration
-from grille.proxy.build import build
 from grille.proxy.config import MOST_WORKERS, Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
 

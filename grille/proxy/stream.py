@@ -115,7 +115,7 @@ class ByteStream(asyncio.Protocol):
         )
         if transport is None:
             raise ConnectionResetError("the connection was lost during the TLS handshake")
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport
 
     def extra(self, name: str) -> Any:
         """``transport.get_extra_info``: ``ssl_object``, ``peername``, ..."""
