@@ -100,10 +100,16 @@ class ByteStream(asyncio.Protocol):
             await self._writable
 
     async def start_tls(
-        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None, timeout: float = 10.0
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        handshake_timeout: float = 10.0,
     ) -> None:
         """Upgrade to TLS.  Raises ssl.SSLError, TimeoutError or ConnectionError."""
-        assert self._transport is not None
+        if self._transport is None:
+            raise ConnectionResetError("the connection is not open")
         loop = asyncio.get_running_loop()
         transport = await loop.start_tls(
             self._transport,
@@ -111,7 +117,7 @@ class ByteStream(asyncio.Protocol):
             context,
             server_side=server_side,
             server_hostname=server_hostname,
-            ssl_handshake_timeout=timeout,
+            ssl_handshake_timeout=handshake_timeout,
         )
         if transport is None:
             raise ConnectionResetError("the connection was lost during the TLS handshake")

@@ -435,7 +435,7 @@ async def _connect(database: Database) -> ByteStream:
                 # CVE-2021-23222: what arrives in clear must never be read as part of the encrypted session.
                 raise ProtocolViolation("the server answered SSLRequest with more or other than one byte")
             await stream.start_tls(
-                context, server_side=False, server_hostname=database.host, timeout=database.connect_timeout
+                context, server_side=False, server_hostname=database.host, handshake_timeout=database.connect_timeout
             )
     except BaseException:
         stream.abort()

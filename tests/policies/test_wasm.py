@@ -81,8 +81,8 @@ def test_a_conflict_denies(tmp_path: Path) -> None:
 def test_an_endless_policy_is_stopped_and_the_engine_goes_on(tmp_path: Path) -> None:
     rego = (
         "package grille\n"
-        "decision := count([1 | some a in input.n; some b in input.n; some c in input.n; some d in input.n; a+b+c+d > 0])"
-        "\n"
+        "decision := count([1 | some a in input.n; some b in input.n; some c in input.n; "
+        "some d in input.n; a+b+c+d > 0])\n"
     )
     engine = WasmEngine(parse(_compiled(tmp_path, rego)), ENTRYPOINT, timeout=0.01)
     many = json.dumps({"n": list(range(400))}).encode()
