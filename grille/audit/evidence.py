@@ -520,8 +520,6 @@ def _tell(events: list[Event]) -> str:
             "identity",
             f"{first.spiffe_id or 'none'} (verified, certificate {first.certificate_sha256[:16] or 'unknown'})",
         ),
-        ("tool", known.tool),
-        ("handler", known.handler),
         *sorted(known.other.items()),
     ]
     lines = [
@@ -530,6 +528,9 @@ def _tell(events: list[Event]) -> str:
     lines += [f"  {name:<11} {_plain(value)}" for name, value in facts if value]
     for number, event in enumerate(events, 1):
         lines += ["", f"  {number}. {event.time}  {_plain(event.name)}, event {event.worker}/{event.sequence}"]
+        if event.chain.tool or event.chain.handler:
+            by = f" (handler {_plain(event.chain.handler)})" if event.chain.handler else ""
+            lines.append(f"     tool      {_plain(event.chain.tool or '-')}{by}")
         if event.template:
             lines.append(f"     SQL       {_plain(event.template)}")
         elif event.statement_bytes:
