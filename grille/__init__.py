@@ -11,13 +11,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 __version__ = "0.1.0"
 
 
 class _SourceOnly:
-    """Finds this package's modules as source, beside their compiled twins (``GRILLE_PLAIN=1``)."""
+    """Finds this package's modules as source, beside their compiled twins (``GRILLE_PLAIN=1``, or a build that is out of date)."""
 
     @staticmethod
     def find_spec(
@@ -33,7 +34,16 @@ class _SourceOnly:
         return None
 
 
-if os.environ.get("GRILLE_PLAIN"):
+def _outdated() -> bool:
+    """True if a compiled module is older than its source: then none of them is used."""
+    for compiled in Path(__file__).parent.rglob("*.so"):
+        source = compiled.with_name(compiled.name.partition(".")[0] + ".py")
+        if source.exists() and source.stat().st_mtime > compiled.stat().st_mtime:
+            return True
+    return False
+
+
+if os.environ.get("GRILLE_PLAIN") or _outdated():
     sys.meta_path.insert(0, _SourceOnly)
 
 
