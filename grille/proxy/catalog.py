@@ -18,24 +18,38 @@ import msgspec
 from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type
 from grille.proxy.config import Database
 
+# A sum over (row, inserting transaction) of each catalogue: any committed insert, update or delete changes it, also one
+# that commits after a later transaction did.  Temporary objects of other sessions are left out: they come and go.
 _FINGERPRINT = """
-SELECT (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_class)
-    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_attribute)
-    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_proc)
-    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_type)
-    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_operator)
-    || ' ' || (SELECT count(*) || '/' || max(xmin::text::bigint) FROM pg_catalog.pg_cast)
-    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_inherits)
-    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_trigger)
-    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_rewrite)
-    || ' ' || (SELECT count(*) || '/' || coalesce(max(xmin::text::bigint), 0) FROM pg_catalog.pg_index)
+WITH temporary AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_'),
+     lasting AS (SELECT oid, xmin FROM pg_catalog.pg_class WHERE relpersistence <> 't')
+SELECT pg_catalog.concat_ws(' ',
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM lasting),
+    (SELECT sum(hashint8extended(a.xmin::text::bigint, a.attrelid::bigint * 65536 + a.attnum))
+     FROM pg_catalog.pg_attribute a JOIN lasting l ON l.oid = a.attrelid WHERE a.attnum > 0),
+    (SELECT sum(hashint8extended(i.xmin::text::bigint, i.indexrelid::bigint))
+     FROM pg_catalog.pg_index i JOIN lasting l ON l.oid = i.indrelid),
+    (SELECT sum(hashint8extended(xmin::text::bigint, inhrelid::bigint * 65536 + inhseqno)) FROM pg_catalog.pg_inherits),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_rewrite),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_proc),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_type
+     WHERE typnamespace NOT IN (SELECT oid FROM temporary)),
+    (SELECT sum(hashint8extended(xmin::text::bigint, rngtypid::bigint)) FROM pg_catalog.pg_range),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_constraint WHERE contypid <> 0),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_operator),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_cast),
+    (SELECT sum(hashint8extended(xmin::text::bigint, oid::bigint)) FROM pg_catalog.pg_namespace
+     WHERE oid NOT IN (SELECT oid FROM temporary)))
 """
 
 _RELATIONS = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.reltype,
        ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno)::bigint[],
        EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
-       EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN')
+       EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
+       coalesce((SELECT encode(sha256(convert_to(r.ev_action::text, 'UTF8')), 'hex') FROM pg_catalog.pg_rewrite r
+                 WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'), '')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_toast' AND n.nspname <> 'information_schema'
   AND c.relpersistence <> 't'
@@ -45,7 +59,7 @@ _COLUMNS = """
 SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated::text,
        a.attcollation
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
 ORDER BY a.attrelid, a.attnum
 """
 _KEYS = """
@@ -65,14 +79,17 @@ SELECT t.oid, n.nspname, t.typname, t.typtype::text, t.typcategory::text, t.typi
            WHEN 'm' THEN (SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngmultitypid = t.oid) END, 0::oid),
        EXISTS (SELECT 1 FROM pg_catalog.pg_constraint o WHERE o.contypid = t.oid AND o.contype = 'c')
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+WHERE n.nspname !~ '^pg_(toast_)?temp_'
 ORDER BY t.oid
 """
 _FUNCTIONS = """
 SELECT p.oid, n.nspname, p.proname, p.prokind::text, p.proargtypes::oid[]::bigint[], p.pronargdefaults, p.provariadic,
        p.prorettype, p.proretset, p.provolatile::text, p.proleakproof, p.proisstrict, p.prosecdef,
        CASE WHEN n.nspname = 'pg_catalog' THEN ''
-            ELSE pg_catalog.md5(coalesce(p.prosrc, '') || coalesce(p.probin, '')) END
+            ELSE encode(sha256(convert_to(concat_ws(' ', p.prosrc, p.probin, p.prosqlbody::text, p.prolang,
+                                                    p.proconfig::text), 'UTF8')), 'hex') END
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname !~ '^pg_temp_'
 ORDER BY p.oid
 """
 _OPERATORS = """
@@ -128,6 +145,11 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
                 "casts": _CASTS,
             }.items()
         }
+    # The loop serves agents meanwhile.
+    return await asyncio.to_thread(_snapshot, system, version, name, rows)
+
+
+def _snapshot(system: str, version: int, name: str, rows: dict[str, list[asyncpg.Record]]) -> Catalog:
     columns: dict[int, list[Column]] = {}
     for row in rows["columns"]:
         columns.setdefault(row[0], []).append(Column(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]))
@@ -147,6 +169,7 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
             unique_keys=tuple(keys.get(row[0], ())),
             has_triggers=row[6],
             has_rules=row[7],
+            definition_hash=row[8],
         )
     parts = (
         system,
@@ -171,10 +194,18 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
 
 
 async def _system_identifier(connection: asyncpg.Connection) -> str:
-    """Identifies the cluster, so that a restored or failed-over server is another epoch."""
+    """Identifies the cluster and its timeline, so that a restored or failed-over server is another epoch.
+
+    Empty where the role may not ask: then only what the databases contain tells servers apart.
+    """
     try:
         async with connection.transaction():
-            return str(await connection.fetchval("SELECT system_identifier FROM pg_catalog.pg_control_system()"))
+            return str(
+                await connection.fetchval(
+                    "SELECT s.system_identifier || '/' || c.timeline_id "
+                    "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c"
+                )
+            )
     except asyncpg.InsufficientPrivilegeError:
         return ""
 
@@ -182,19 +213,24 @@ async def _system_identifier(connection: asyncpg.Connection) -> str:
 class CatalogWatch:
     """Keeps the snapshot of one database current.
 
-    It polls a fingerprint of the system catalogues every `catalog_poll` seconds.  The fingerprint sees every DDL that
-    inserts or updates a row of the catalogues that the snapshot is made of, once it is committed.
+    `refresh` compares a fingerprint of the system catalogues and reads a new snapshot if it differs, or if the
+    connection is a new one.  It is called on a timer, and when the server says that a plan is stale.
+
+    It sees every committed DDL that changes what a snapshot holds.  It does not see, because no snapshot holds them:
+    rights, row security policies, enum labels, defaults' expressions, constraints of tables, comments, settings, and
+    the bodies of trigger functions that are not called by name.
     """
 
     def __init__(self, database: Database, on_event: Callable[[str, str], None] | None = None) -> None:
-        """`on_event(name, text)` is called with ``catalogue`` on a change and ``catalogue-failed`` on a failure."""
+        """`on_event(name, text)` is called with ``catalogue`` when a snapshot with another epoch is in force."""
         self._database = database
         self._on_event = on_event or (lambda name, text: None)
         self._snapshot: Catalog | None = None
         self._fingerprint = ""
         self._connection: asyncpg.Connection | None = None
         self._lock = asyncio.Lock()
-        self.failures = 0
+        self._begun = 0
+        self._finished = 0
 
     @property
     def ready(self) -> bool:
@@ -208,46 +244,38 @@ class CatalogWatch:
             raise RuntimeError("the catalogue has not been read yet")
         return self._snapshot
 
-    async def start(self) -> None:
-        """Read the first snapshot.  Raises OSError or asyncpg's errors."""
-        await self.refresh()
-
     async def refresh(self) -> Catalog:
         """Read a new snapshot if anything changed; the old one stays in force if that fails.
 
-        Raises OSError or asyncpg's errors.
+        Calls that wait for one another share one look at the server.  Raises OSError or asyncpg's errors.
         """
+        called = self._begun
         async with self._lock:
+            if self._snapshot is not None and self._finished > called:
+                return self._snapshot
+            self._begun += 1
             try:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await connect(self._database)
+                    self._fingerprint = ""
                 fingerprint = await self._connection.fetchval(_FINGERPRINT)
-                if fingerprint != self._fingerprint or self._snapshot is None:
-                    snapshot = await read_catalog(self._connection)
-                    changed = self._snapshot is not None and snapshot.epoch != self._snapshot.epoch
-                    self._snapshot, self._fingerprint = snapshot, fingerprint
-                    if changed:
-                        self._on_event("catalogue", f"epoch {snapshot.epoch}")
+                before = self._snapshot
+                if fingerprint != self._fingerprint or before is None:
+                    self._snapshot = await read_catalog(self._connection)
+                    self._fingerprint = fingerprint
             except BaseException:
-                await self._drop_connection()
+                self._drop_connection()
                 raise
-            return self._snapshot
-
-    async def run(self) -> None:
-        """Poll until cancelled; failures are counted and reported, and tried again."""
-        while True:
-            await asyncio.sleep(self._database.catalog_poll)
-            try:
-                await self.refresh()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-                self.failures += 1
-                self._on_event("catalogue-failed", type(error).__name__)
+            self._finished = self._begun
+            if before is not None and self._snapshot is not None and before.epoch != self._snapshot.epoch:
+                self._on_event("catalogue", f"epoch {self._snapshot.epoch}")
+            return self.current
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._drop_connection()
+        self._drop_connection()
 
-    async def _drop_connection(self) -> None:
+    def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():
             connection.terminate()

@@ -41,6 +41,8 @@ class Relation(msgspec.Struct, frozen=True):
     """A non-internal trigger exists."""
     has_rules: bool = False
     """A rewrite rule other than a view's own _RETURN exists."""
+    definition_hash: str = ""
+    """Hash of a view's definition (catalogue row F3), else empty."""
 
     def column(self, name: str) -> Column | None:
         """The column of this name, or None."""
