@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 class _SourceOnly:
-    """Finds this package's modules as source, beside their compiled twins (``GRILLE_PLAIN=1``, or a build that is out of date)."""
+    """Finds this package's modules as source, beside compiled twins that are not wanted or out of date."""
 
     @staticmethod
     def find_spec(

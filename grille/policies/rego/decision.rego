@@ -31,7 +31,7 @@ refused contains use if {
 
 permitted(use) if use.access in role.relations[use.relation].access
 
-refused_names := concat(", ", sort({concat(" ", [use.access, "on", use.relation]) | some use in refused}))
+refused_names := concat(", ", sort({concat(" ", [use.access, use.relation]) | some use in refused}))
 
 default decision := {
 	"allow": false,
