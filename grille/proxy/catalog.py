@@ -114,7 +114,7 @@ async def connect(database: Database) -> asyncpg.Connection:
     else:
         options["ssl"] = False
     if database.password_file is not None:
-        options["password"] = database.password_file.read_text().partition("\n")[0]
+        options["password"] = database.password_file.read_text(encoding="utf-8").partition("\n")[0]
     return await asyncpg.connect(
         host=database.host,
         port=database.port,

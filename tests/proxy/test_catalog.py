@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from grille.protocols.postgres.catalog import Catalog
+from grille.proxy.authority import Authority
 from grille.proxy.catalog import CatalogWatch, connect, read_catalog
 from grille.proxy.config import Database
-from grille.proxy.demo.cluster import Cluster
+from grille.proxy.demo.cluster import Cluster, debian_binaries
 
 SCHEMA = """
 CREATE SCHEMA bank;
@@ -286,3 +287,34 @@ async def test_a_role_without_rights_reads_the_same_catalogue(bank: tuple[Cluste
     assert catalog.relations == full.relations
     assert catalog.functions == full.functions
     assert catalog.epoch != full.epoch
+
+
+async def test_the_connection_uses_tls_and_checks_the_host(tmp_path: Path) -> None:
+    binaries = debian_binaries(15)
+    if binaries is None:
+        pytest.skip("Debian's PostgreSQL 15 (the one with TLS) is not installed")
+    ours, other = Authority("bank.example"), Authority("bank.example")
+    ours.write_bundle(tmp_path / "ca.pem")
+    other.write_bundle(tmp_path / "other.pem")
+    issued = ours.issue("database", ips=("127.0.0.1",))
+    (tmp_path / "server.pem").write_bytes(issued.certificate_pem)
+    (tmp_path / "server.key").write_bytes(issued.key_pem)
+    (tmp_path / "password").write_text("p\u00e4ss\n", encoding="utf-8")
+    files = tmp_path / "server.pem", tmp_path / "server.key", tmp_path / "ca.pem"
+    with Cluster(binaries, tls=files, hba=["hostssl all all all scram-sha-256"]) as cluster:
+        run(cluster, "postgres", "CREATE ROLE reader LOGIN PASSWORD 'p\u00e4ss'")
+
+        def settings(**more: object) -> Database:
+            given = {"host": "127.0.0.1", "ca": tmp_path / "ca.pem", "password_file": tmp_path / "password", **more}
+            return Database(name="bank", port=cluster.port, database="postgres", role="reader", **given)  # type: ignore[arg-type]
+
+        connection = await connect(settings())
+        try:
+            query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            assert await connection.fetchval(query) is True
+            assert (await read_catalog(connection)).database == "postgres"
+        finally:
+            await connection.close()
+        for wrong in ({"ca": tmp_path / "other.pem"}, {"host": "localhost"}):
+            with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+                await connect(settings(**wrong))
