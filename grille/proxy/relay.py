@@ -54,7 +54,7 @@ from grille.proxy.errors import Permitted, audit_text, missing_setting, refusal_
 from grille.proxy.stream import ByteStream
 
 if TYPE_CHECKING:
-    from grille.audit.event import Chain
+    from grille.audit.event import Chain, Value
     from grille.protocols.postgres.rewrite import Plan
     from grille.proxy.answers import Answer
     from grille.proxy.enforcement import Enforcement, Prepared
@@ -104,7 +104,7 @@ class Portal:
 
     __slots__ = (
         "done",
-        "formats",
+        "encoded",
         "prepared",
         "result_formats",
         "rows",
@@ -122,8 +122,6 @@ class Portal:
         prepared: Prepared,
         *,
         upstream: str = "",
-        values: Sequence[bytes | None] = (),
-        formats: Sequence[int] = (),
         wire: tuple[Sequence[int], Sequence[bytes | None]] = ((), ()),
         result_formats: tuple[int, ...] = (),
         simple: bool = False,
@@ -132,11 +130,12 @@ class Portal:
         self.prepared = prepared
         self.upstream = upstream
         """Name of the portal on the upstream connection."""
-        self.values = values
-        """As the client gave them, for the audit's commitments."""
-        self.formats = formats
+        self.values: tuple[Value, ...] = ()
+        """Commitments to what the client gave."""
+        self.encoded = 0
+        """How many values were tokenized."""
         self.wire = wire
-        """Formats and values as they are sent upstream."""
+        """Formats and values as they are sent upstream; forgotten then."""
         self.result_formats = result_formats
         self.simple = simple
         self.tokenize = 0.0
@@ -366,6 +365,7 @@ class Relay:
             formats, values = portal.wire
             requests += Bind(portal.upstream, plan.name, tuple(formats), tuple(values), result_formats).encode()
             expectations.append(Expectation(Request.BIND, ours=not step.visible, item=number))
+            portal.wire = ((), ())
         elif kind is Kind.DESCRIBE_PORTAL:
             requests += Describe("P", portal.upstream).encode()
             expectations.append(Expectation(Request.DESCRIBE_PORTAL, ours=not step.visible, item=number))
@@ -488,7 +488,7 @@ class Relay:
             if len(self._rows) >= BATCH_ROWS or self._rows_bytes >= BATCH_BYTES:
                 await self._release(step, run)
         else:
-            message = _visible_row(payload, plan.hidden_columns)
+            message = visible_row(payload, plan.hidden_columns)
             self._count(run, len(message))
             if self._refusal is not None:
                 return
@@ -684,7 +684,7 @@ def visible_columns(payload: bytes, hidden: int) -> bytes:
     return RowDescription(RowDescription.decode(payload).fields[hidden:]).encode()
 
 
-def _visible_row(payload: bytes, hidden: int) -> bytes:
+def visible_row(payload: bytes, hidden: int) -> bytes:
     """A DataRow message without its first ``hidden`` values.  Raises ProtocolViolation."""
     if not hidden:
         return b"D" + _LENGTH.pack(len(payload) + 4) + payload

@@ -74,7 +74,7 @@ from grille.proxy.enforcement import Enforcement, Prepared, Understood
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.identity import Agent
 from grille.proxy.recorder import Recorder
-from grille.proxy.relay import ClientGone, Failure, Kind, Portal, Relay, Run, Statement, Step
+from grille.proxy.relay import STREAM_BYTES, ClientGone, Failure, Kind, Portal, Relay, Run, Statement, Step
 from grille.proxy.startup import (
     PROTOCOL_3_2,
     TRACE,
@@ -94,6 +94,13 @@ log = logging.getLogger("grille.session")
 
 MAX_STATEMENTS: Final = 10_000
 """Statements that one session may have prepared at a time."""
+MAX_STATEMENT_CHARACTERS: Final = 16 * 1024 * 1024
+"""How long the texts of these may be together."""
+MAX_EXECUTIONS: Final = 10_000
+"""Executions before one Sync: each has an audit event that waits for the outcome of all."""
+MAX_PENDING_STEPS: Final = 1000
+MAX_PENDING_BYTES: Final = 1024 * 1024
+"""Beyond these a unit is sent in part before its Sync has arrived."""
 MAX_RETRY_BYTES: Final = 64 * 1024
 """A unit above this is not run a second time after a change of the catalogue."""
 _WORKER_BITS: Final = 24
@@ -278,13 +285,20 @@ class Session:
         """Upstream must be made to fail before this unit ends."""
         self._entered = False
         """This unit counts as running."""
+        self._open = False
+        """A message of this unit has been read."""
         self._unit: list[tuple[int, bytes]] = []
+        """The messages, as long as the unit may have to run a second time."""
+        self._repeatable = True
         self._unit_bytes = 0
+        self._pending_bytes = 0
         self._undo: list[Callable[[], None]] = []
         self._retried = False
         self._stale = False
         # what the client has prepared and bound
         self._statements: dict[str, Statement] = {}
+        self._statement_characters = 0
+        """At least the length of their texts."""
         self._portals: dict[str, Portal] = {}
         self._portal_names = itertools.count(1)
         self._known: dict[tuple[str, str], set[str]] = {}
@@ -296,6 +310,7 @@ class Session:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
         self._services.metrics.sessions.inc()
         connected = False
+        watch = asyncio.create_task(self._watch())
         try:
             connected = await self._startup()
             if connected:
@@ -313,6 +328,7 @@ class Session:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
+            watch.cancel()
             self._services.metrics.sessions.dec()
             if self._key is not None:
                 self._services.cancels.remove(self._key.process_id)
@@ -320,6 +336,11 @@ class Session:
             self._stream.close()
             if connected:
                 await self._note("disconnect")
+
+    async def _watch(self) -> None:
+        """Cancel what runs when the client's connection goes away."""
+        await self._stream.wait_closed()
+        self._relay.cancel()
 
     async def _abandon(self) -> None:
         """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
@@ -472,7 +493,7 @@ class Session:
     @property
     def _idle(self) -> bool:
         """Between units, outside of a transaction."""
-        return self._status == "I" and not self._unit and not self._failed and not self._engaged
+        return self._status == "I" and not self._open
 
     def _check_end(self) -> None:
         """Raise the refusal that ends this session, if it has to end now."""
@@ -494,7 +515,7 @@ class Session:
             if violation.fatal:
                 raise
             # Understood well enough to go on: the unit fails.
-            await self._begin_unit(kind, payload)
+            self._begin_unit(kind, payload)
             self._state.receive(_STAND_INS[kind])
             await self._fail(violation, "")
             return
@@ -503,12 +524,18 @@ class Session:
             return
         if isinstance(message, Query) and self._steps and not await self._ahead():
             return
-        await self._begin_unit(kind, payload)
+        self._begin_unit(kind, payload)
         self._state.receive(message)
         await self._dispatch(message)
+        if len(self._steps) > MAX_PENDING_STEPS or (self._steps and self._pending_bytes > MAX_PENDING_BYTES):
+            await self._ahead()
+        if len(self._relay.out) > STREAM_BYTES and self._open:
+            with contextlib.suppress(Refusal):
+                await self._give()
 
     async def _ahead(self) -> bool:
-        """Do what was asked before a Query in the middle of a unit; if that fails, the Query is skipped too."""
+        """Do what was asked so far, in the middle of a unit.  False if it failed: the rest of the unit is skipped."""
+        self._pending_bytes = 0
         try:
             return await self._segment(sync=False)
         except UpstreamLost as lost:
@@ -519,11 +546,17 @@ class Session:
             await self._fail(refusal, "")
         return False
 
-    async def _begin_unit(self, kind: int, payload: bytes) -> None:
-        if not self._unit:
+    def _begin_unit(self, kind: int, payload: bytes) -> None:
+        if not self._open:
             self._check_end()
-        self._unit_bytes += len(payload) + 5
-        self._unit.append((kind, payload if self._unit_bytes <= MAX_RETRY_BYTES else b""))
+            self._open = True
+        self._unit_bytes += len(payload)
+        self._pending_bytes += len(payload)
+        if self._unit_bytes <= MAX_RETRY_BYTES and len(self._unit) < MAX_PENDING_STEPS:
+            self._unit.append((kind, payload))
+        else:
+            self._repeatable = False
+            self._unit.clear()
 
     async def _dispatch(self, message: FrontendMessage) -> None:
         try:
@@ -605,8 +638,7 @@ class Session:
     async def _parse(self, message: Parse) -> None:
         if message.name and message.name in self._statements:
             raise Refusal("WP-01", f'prepared statement "{_plain(message.name)}" already exists', sqlstate="42P05")
-        if len(self._statements) >= MAX_STATEMENTS:
-            raise Refusal("WP-03", "too many prepared statements in one session", sqlstate="53400")
+        self._make_room(len(message.text))
         text, chain = cut_comment(message.text)
         answer = self._driver_answer(text)
         if answer is not None:
@@ -621,15 +653,24 @@ class Session:
         portal = Portal(statement, statement.prepared)
         self._step(Step(kind, plan=plan, portal=portal, reply=PARSE_COMPLETE, undo=undo))
 
+    def _make_room(self, characters: int) -> None:
+        """Refuse a statement for which this session has no room."""
+        self._statement_characters += characters
+        if self._statement_characters > MAX_STATEMENT_CHARACTERS:
+            self._statement_characters = sum(len(each.text) for each in self._statements.values()) + characters
+        if len(self._statements) >= MAX_STATEMENTS or self._statement_characters > MAX_STATEMENT_CHARACTERS:
+            raise Refusal(
+                "WP-03",
+                "this session has prepared more statements than the proxy keeps",
+                sqlstate="53400",
+                hint="Close prepared statements that are not needed any more (DEALLOCATE ALL).",
+            )
+
     async def _bind(self, message: Bind) -> None:
         statement = self._statement(message.statement)
         if message.portal and message.portal in self._portals:
             raise Refusal("WP-01", f'portal "{_plain(message.portal)}" already exists', sqlstate="42P03")
-        if not self._enforcement.is_current(statement.prepared):
-            (statement.prepared,) = await self._enforcement.prepare(
-                self._agent, statement.text, statement.types, simple=False
-            )
-        prepared = statement.prepared
+        prepared = await self._current(statement)
         self._refuse_in_failed_transaction(prepared.action)
         portal = await self._bound(statement, prepared, message)
         undo = self._put(self._portals, message.portal, portal)
@@ -639,6 +680,14 @@ class Session:
             if message.portal:
                 portal.upstream = f"p{next(self._portal_names)}"
             self._step(Step(Kind.BIND, plan=prepared.plan, portal=portal, undo=undo))
+
+    async def _current(self, statement: Statement) -> Prepared:
+        """The statement under the policy and the catalogue of now.  Raises `Refusal`."""
+        if not self._enforcement.is_current(statement.prepared):
+            (statement.prepared,) = await self._enforcement.prepare(
+                self._agent, statement.text, statement.types, simple=False
+            )
+        return statement.prepared
 
     async def _bound(self, statement: Statement, prepared: Prepared, message: Bind, *, simple: bool = False) -> Portal:
         answer = statement.answer
@@ -652,17 +701,18 @@ class Session:
         portal = Portal(
             statement,
             prepared,
-            values=message.values,
-            formats=message.formats,
             result_formats=message.result_formats,
             simple=simple,
         )
         if prepared.plan is None:
             return portal
         self._learn(prepared)
+        values = prepared.constants if prepared.understood.is_template else message.values
+        portal.values = _commitments(prepared.plan, values)
         began = time.perf_counter()
         portal.wire = await self._enforcement.bind(self._agent, prepared, message.formats, message.values)
         portal.tokenize = time.perf_counter() - began
+        portal.encoded = sum(portal.wire[1][slot.parameter] is not None for slot in prepared.plan.encode)
         if prepared.plan.swallow_rows:
             portal.result_formats = ()
         return portal
@@ -670,7 +720,7 @@ class Session:
     async def _describe(self, message: Describe) -> None:
         if message.target == "S":
             statement = self._statement(message.name)
-            prepared = statement.prepared
+            prepared = await self._current(statement)
             self._refuse_in_failed_transaction(prepared.action)
             if prepared.plan is None:
                 description = self._description(statement, ()) or NO_DATA
@@ -693,6 +743,14 @@ class Session:
         prepared = portal.prepared
         self._refuse_in_failed_transaction(prepared.action)
         if prepared.plan is not None:
+            again = await self._current(portal.statement)
+            if again.plan != prepared.plan or _values_of(again) != _values_of(prepared):
+                raise Refusal(
+                    "ST-08",
+                    "the portal was opened under a policy or a catalogue that has changed since",
+                    sqlstate="34000",
+                    hint="Bind and execute the statement again.",
+                )
             if prepared.verdict is not None:
                 self._enforcement.still_valid(prepared.verdict)
             self._enter(portal)
@@ -756,6 +814,13 @@ class Session:
 
     def _enter(self, portal: Portal) -> None:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
+        if len(self._relay.runs) >= MAX_EXECUTIONS:
+            raise Refusal(
+                "WP-03",
+                f"more than {MAX_EXECUTIONS} executions before one Sync",
+                sqlstate="54000",
+                hint="Send smaller batches.",
+            )
         quotas, limits = self._services.quotas, portal.prepared.limits
         if not self._entered:
             # A session runs one statement at a time, however many it has queued.
@@ -1002,8 +1067,10 @@ class Session:
         relay.runs = []
         relay.streamed = False
         self._failed = self._poison = self._engaged = self._retried = self._stale = False
+        self._open = False
         self._unit.clear()
-        self._unit_bytes = 0
+        self._repeatable = True
+        self._unit_bytes = self._pending_bytes = 0
         self._undo.clear()
 
     def _leave_quotas(self) -> None:
@@ -1037,7 +1104,7 @@ class Session:
         return (
             not self._retried
             and not self._relay.streamed
-            and self._unit_bytes <= MAX_RETRY_BYTES
+            and self._repeatable
             and self._status == "I"
             and self._begin is None
         )
@@ -1057,7 +1124,7 @@ class Session:
         await self._services.refresh(self._agent.database)
         self._state.state = state.State.IDLE
         for kind, payload in unit:
-            self._unit.append((kind, payload))
+            self._begin_unit(kind, payload)
             if self._state.state is state.State.SKIPPING and kind != Sync.kind:
                 continue
             message = decode_frontend(kind, payload)
@@ -1366,7 +1433,7 @@ class Session:
                 error=run.error or (refusal.detail_for_audit or "" if refusal is not None else ""),
                 rows=run.rows,
                 bytes=run.bytes,
-                encoded=sum(1 for slot in plan.encode if _is_value(portal.wire[1], slot.parameter)) if plan else 0,
+                encoded=portal.encoded,
                 decoded=run.decoded,
             )
         return self._event(
@@ -1378,7 +1445,7 @@ class Session:
             template=understood.shown,
             template_sha256=_sha256(understood.shown),
             statement_bytes=len(portal.statement.text.encode()),
-            values=_values(portal),
+            values=portal.values,
             outcome=outcome,
             intent="" if intent else run.intent,
             stages={
@@ -1518,21 +1585,18 @@ def _cuts(steps: Sequence[Step]) -> list[int]:
     return cuts
 
 
-def _values(portal: Portal) -> tuple[Value, ...]:
+def _commitments(plan: Plan, values: Sequence[bytes | None]) -> tuple[Value, ...]:
     """Commitments to the client's values, in the form in which they came."""
-    prepared = portal.prepared
-    if prepared.plan is None:
-        return ()
-    types = prepared.plan.parameter_types
-    values = prepared.constants if prepared.understood.is_template else portal.values
+    types = plan.parameter_types
     return tuple(
         commit(value, _TYPE_NAMES.get(types[n], str(types[n])) if n < len(types) else "unknown")
         for n, value in enumerate(values)
     )
 
 
-def _is_value(values: Sequence[bytes | None], place: int) -> bool:
-    return place < len(values) and values[place] is not None
+def _values_of(prepared: Prepared) -> object:
+    """The identity's own values under which a statement was decided."""
+    return prepared.verdict.values if prepared.verdict is not None else None
 
 
 def _relations(operation: Operation, prepared: Prepared) -> tuple[Relation, ...]:

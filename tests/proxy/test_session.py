@@ -682,6 +682,8 @@ async def test_set_show_and_reset(world: World) -> None:
     assert tags(await client.query("DISCARD ALL")) == ["DISCARD ALL"]
     assert error(await client.query("SET search_path = evil"))["C"] == "42501"
     assert error(await client.query("SHOW data_directory"))["C"] == "42704"
+    assert error(await client.query("SET ROLE postgres"))["C"] == "42501"
+    assert error(await client.query("SET SESSION AUTHORIZATION postgres"))["C"] == "42501"
     assert tags(await client.query("SET standard_conforming_strings = on")) == ["SET"]
     assert error(await client.query("SET standard_conforming_strings = off"))["C"] == "42501"
     assert tags(await client.query("SET extra_float_digits = 3")) == ["SET"]
@@ -930,12 +932,7 @@ async def test_concurrent_statements(world: World) -> None:
     first.send(Query("SELECT pg_sleep(60)"))
     await until(lambda: world.services.pools["bank"].counts.in_use == 1)
     assert error(await second.query("SELECT 1"))["C"] == "53300"
-    first.send(Terminate())
-    first.writer.close()
-    world.direct(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%'"
-        " AND pid <> pg_backend_pid()"
-    )
+    first.writer.close()  # what runs for a client that has left is cancelled
     await until(lambda: not world.services.quotas._running)
     assert kinds(await second.query("SELECT 1")) == "TDCZ"
 
@@ -974,6 +971,62 @@ async def test_strict_writes_are_recorded_before_and_after(make_world: MakeWorld
     await client.query("INSERT INTO t VALUES (8000, 'x')")
     assert [event.outcome.status for event in world.statements()] == ["intent", "ok"]  # type: ignore[union-attr]
     assert [event.level for event in world.statements()] == ["strict", "strict"]
+
+
+async def test_a_slow_client_slows_the_server_and_not_the_memory(world: World) -> None:
+    client = await world.client()
+    client.send(Query("SELECT repeat('x', 100000) FROM t"))  # 100 MB
+    await until(lambda: len(world.statements()) == 1)  # the intent: streaming has begun
+    (session,) = world.sessions
+    await backend_waits(world)
+    assert len(session._relay.out) <= 2 * 1024 * 1024
+    assert session._stream.extra("socket") is not None
+    assert len(rows(await client.unit())) == 1000
+
+
+async def backend_waits(world: World) -> None:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND query LIKE '%repeat%'"
+    await until(lambda: bool(world.direct(waiting)))
+
+
+async def test_a_long_unit_is_sent_in_parts(world: World) -> None:
+    client = await world.client()
+    one = b"".join(message.encode() for message in (Bind("", "s", (), (b"1",)), Execute("")))
+    client.writer.write(Parse("s", "SELECT $1::int").encode() + one * 3000 + Sync().encode())
+    messages = await client.unit()
+    assert kinds(messages) == "1" + "2DC" * 3000 + "Z"
+    assert len(world.statements()) >= 3000
+
+
+async def test_too_many_executions_before_one_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grille.proxy.session.MAX_EXECUTIONS", 3)
+    client = await world.client()
+    execute = (Bind("", "s"), Execute(""))
+    messages = await client.ask(Parse("s", "INSERT INTO t SELECT max(id) + 1 FROM t"), *execute * 4, Sync())
+    assert error(messages)["C"] == "54000"
+    assert world.direct("SELECT count(*) FROM t") == [(1000,)]
+
+
+async def test_too_much_prepared_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grille.proxy.session.MAX_STATEMENT_CHARACTERS", 100)
+    client = await world.client()
+    for _ in range(20):
+        assert kinds(await client.ask(Parse("", "SELECT 1, 2, 3, 4"), Sync())) == "1Z"
+    for name in "abcd":
+        assert kinds(await client.ask(Parse(name, "SELECT 1, 2, 3, 4"), Sync())) == "1Z"
+    assert error(await client.ask(Parse("e", "SELECT 1, 2, 3, 4"), Sync()))["C"] == "53400"
+    assert tags(await client.query("DEALLOCATE ALL")) == ["DEALLOCATE ALL"]
+    assert kinds(await client.ask(Parse("e", "SELECT 1, 2, 3, 4"), Sync())) == "1Z"
+
+
+async def test_an_open_portal_dies_with_the_policy_it_was_opened_under(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.ask(Parse("s", "SELECT id FROM t"), Bind("p", "s"), Execute("p", 1), Sync())
+    world.scripted.generation += 1
+    assert error(await client.ask(Execute("p", 1), Sync()))["C"] == "34000"
+    await client.query("ROLLBACK")
+    assert kinds(await client.ask(Bind("", "s"), Execute("", 1), Sync())) == "2DsZ"
 
 
 # failures
@@ -1114,6 +1167,17 @@ async def test_drain(world: World) -> None:
     assert world.direct("SELECT count(*) FROM t WHERE id = 9200") == [(1,)]
     late = await world.connect()
     assert error(await late.start())["C"] == "57P01"
+
+
+async def test_a_session_that_is_not_waited_for_is_told_so(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("INSERT INTO t VALUES (9201, 'x')")
+    for task in tuple(world.sessions.values()):
+        task.cancel()
+    assert error(await client.unit())["C"] == "57P01"
+    await until(lambda: world.services.pools["bank"].counts.in_use == 0)
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9201") == [(0,)]
 
 
 async def test_a_certificate_that_expires_ends_the_session(make_world: MakeWorld) -> None:
