@@ -14,6 +14,7 @@ import msgspec
 
 MAX_BUNDLE: Final = 32 << 20
 MAX_CONTENT: Final = 64 << 20
+"""Bytes of the archive when it is unpacked, headers and all."""
 MAX_FILES: Final = 1000
 
 
@@ -47,31 +48,28 @@ def parse(raw: bytes) -> Bundle:
     if len(raw) > MAX_BUNDLE:
         raise BundleReadError(f"the bundle is larger than {MAX_BUNDLE} bytes")
     files: dict[str, bytes] = {}
-    total = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:gz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(_unpacked(raw)), mode="r:") as archive:
             for member in archive:
                 path = PurePosixPath(member.name.lstrip("/"))
                 if member.isdir():
                     continue
-                if not member.isfile() or ".." in path.parts:
+                if not member.isreg() or member.issparse() or ".." in path.parts:
                     raise BundleReadError(f"the bundle holds something that is not a plain file: {member.name}")
-                total += member.size
-                if total > MAX_CONTENT or len(files) >= MAX_FILES:
-                    raise BundleReadError("the bundle's content is too large")
-                content = archive.extractfile(member)
-                assert content is not None  # noqa: S101
+                if len(files) >= MAX_FILES:
+                    raise BundleReadError(f"the bundle holds more than {MAX_FILES} files")
                 if str(path) in files:
                     raise BundleReadError(f"the bundle holds a file twice: {path}")
-                files[str(path)] = content.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                content = archive.extractfile(member)
+                files[str(path)] = b"" if content is None else content.read()
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BundleReadError(f"the file is not a gzipped tar archive: {error}") from None
     if "policy.wasm" not in files:
         raise BundleReadError("the bundle has no policy.wasm: build it with `opa build -t wasm`")
     try:
         manifest = json.loads(files.get(".manifest", b"{}"))
         data = json.loads(files.get("data.json", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleReadError(f"the bundle's manifest or data is not JSON: {error}") from None
     revision = manifest.get("revision") if isinstance(manifest, dict) else None
     if not isinstance(revision, str) or not revision:
@@ -81,3 +79,14 @@ def parse(raw: bytes) -> Bundle:
     sources = {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name.endswith(".rego")}
     digest = hashlib.sha256(raw).hexdigest()[:12]
     return Bundle(files["policy.wasm"], data, f"{revision}+{digest}", sources)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """The archive in the gzip file, at most `MAX_CONTENT` bytes: tarfile believes the sizes in its headers."""
+    unpacker = zlib.decompressobj(wbits=31)
+    archive = unpacker.decompress(raw, MAX_CONTENT + 1)
+    if len(archive) > MAX_CONTENT:
+        raise BundleReadError(f"the bundle's content is larger than {MAX_CONTENT} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise BundleReadError("the file is not a gzipped tar archive: it is cut short or has something behind its end")
+    return archive

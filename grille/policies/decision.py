@@ -7,9 +7,15 @@ missing key raises `DecisionError`, and the caller denies.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Literal, Union
+from typing import Annotated, Literal, Union
 
 import msgspec
+
+MAX_ROWS = (1 << 31) - 2
+"""One more still fits the row count of PostgreSQL's Execute message, a 32-bit integer."""
+
+Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
+"""A date and time with its offset from UTC: without one it could not be compared with the clock."""
 
 FieldOperator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in"]
 Scalar = Union[str, int, float, bool, None]
@@ -45,18 +51,18 @@ class ColumnObligation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on one statement or one identity; ``None`` is no bound."""
 
-    rows: int | None = None
-    bytes: int | None = None
-    seconds: float | None = None
-    statements_per_minute: int | None = None
-    concurrent: int | None = None
-    distinct_keys_per_hour: int | None = None
+    rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)] | None = None
+    bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    statements_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    concurrent: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    distinct_keys_per_hour: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class CachePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a decision may be reused."""
 
-    ttl_seconds: float = 0.0
+    ttl_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +79,6 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits
     locks: bool
     isolated: bool
-    not_before: dt.datetime | None
-    not_after: dt.datetime | None
+    not_before: Instant | None
+    not_after: Instant | None
     cache: CachePolicy

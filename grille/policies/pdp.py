@@ -31,7 +31,6 @@ class PolicyDecisionPoint(Protocol):
         """The decision for one policy input (JSON).  Raises `PolicyUnavailable` or `DecisionError`."""
 
 
-_KEYS = frozenset(field.encode_name for field in msgspec.structs.fields(Decision))
 _decoder = msgspec.json.Decoder(Decision)
 
 

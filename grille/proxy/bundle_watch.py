@@ -1,7 +1,8 @@
 """Keeps the policy bundle current: loaded at start, reloaded when its file changes or on SIGHUP.
 
 A new bundle is started and asked once before it takes over.  A broken one leaves the old one in force, is counted and
-is reported; the same bytes are not tried again.
+is reported; the same bytes are not tried again.  While it watches, bundles are compiled in a thread: that takes longer
+than agents should wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from grille.policies.bundle import BundleReadError, parse
+from grille.policies.bundle import MAX_BUNDLE, BundleReadError, parse
 from grille.policies.pdp import DecisionError, PolicyUnavailable
 from grille.policies.wasm import BundleError, WasmEngine
 from grille.proxy.config import Policy
@@ -32,6 +33,7 @@ class BundleWatch:
         self._engine: WasmEngine | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._seen: bytes | None = None
+        self._in_force: bytes | None = None
         self.last_success = 0.0
         """Unix time of the last bundle put in force; 0 before the first."""
         self.failures = 0
@@ -52,26 +54,10 @@ class BundleWatch:
 
     def reload(self) -> bool:
         """Load the file if it is new; True if the newest bundle is in force."""
-        path = self._policy.bundle
-        try:
-            status = path.stat()
-            raw = path.read_bytes()
-        except OSError as error:
-            return self._failed(f"{path}: {error.strerror}")
-        self._stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if raw == self._seen:
-            return not self.problem
-        self._seen = raw
-        try:
-            engine = WasmEngine(parse(raw), self._policy.entrypoint, timeout=self._policy.timeout)
-            engine.decide(_PROBE)
-        except (BundleReadError, BundleError, PolicyUnavailable, DecisionError) as error:
-            return self._failed(f"{path}: {error}")
-        self._engine = engine
-        self.last_success = time.time()
-        self.problem = ""
-        self._on_event("bundle", f"revision {engine.revision} is in force")
-        return True
+        raw = self._read()
+        if raw is not None:
+            self._take(raw, self._tried(raw))
+        return not self.problem
 
     async def watch(self) -> None:
         """Poll the file until cancelled."""
@@ -80,12 +66,63 @@ class BundleWatch:
             try:
                 status = self._policy.bundle.stat()
             except OSError:
+                stamp = None
+            else:
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp == self._stamp:
                 continue
-            if (status.st_mtime_ns, status.st_size, status.st_ino) != self._stamp:
-                self.reload()
+            raw = self._read()
+            if raw is not None:
+                outcome = await asyncio.to_thread(self._tried, raw)
+                if raw is self._seen:  # else `reload` has found a newer one meanwhile
+                    self._take(raw, outcome)
 
-    def _failed(self, problem: str) -> bool:
+    def _read(self) -> bytes | None:
+        """The bytes of a file that has not been tried yet, else None."""
+        path = self._policy.bundle
+        self._stamp = None
+        try:
+            status = path.stat()
+            self._stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            with path.open("rb") as file:
+                raw = file.read(MAX_BUNDLE + 1)
+        except OSError as error:
+            self._seen = None
+            self._failed(f"{path}: {error.strerror}")
+            return None
+        if raw == self._in_force:
+            self._seen = raw
+            if self.problem:
+                self.problem = ""
+                self._on_event("bundle", f"revision {self.revision} is in force")
+            return None
+        if raw == self._seen:
+            return None
+        self._seen = raw
+        return raw
+
+    def _tried(self, raw: bytes) -> WasmEngine | str:
+        """An engine that has answered once, or what is wrong with the bundle."""
+        try:
+            engine = WasmEngine(parse(raw), self._policy.entrypoint, timeout=self._policy.timeout)
+            engine.decide(_PROBE)
+        except (BundleReadError, BundleError, PolicyUnavailable, DecisionError) as error:
+            return f"{self._policy.bundle}: {error}"
+        except Exception as error:  # an unforeseen fault of a bundle must not end the worker (OP-02)
+            return f"{self._policy.bundle}: {type(error).__name__}: {error}"
+        return engine
+
+    def _take(self, raw: bytes, outcome: WasmEngine | str) -> None:
+        if isinstance(outcome, str):
+            self._failed(outcome)
+            return
+        self._engine = outcome
+        self._in_force = raw
+        self.last_success = time.time()
+        self.problem = ""
+        self._on_event("bundle", f"revision {outcome.revision} is in force")
+
+    def _failed(self, problem: str) -> None:
         self.failures += 1
         self.problem = problem
         self._on_event("bundle-refused", problem)
-        return False

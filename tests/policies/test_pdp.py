@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grille.policies.decision import Decision
@@ -71,7 +71,17 @@ def test_every_key_is_required(key: str) -> None:
         (("columns", "public.a.c", "write"), "maybe"),
         (("limits", "rows"), "many"),
         (("limits", "columns"), 3),
+        (("limits", "rows"), -1),
+        (("limits", "rows"), 1 << 31),
+        (("limits", "bytes"), -1),
+        (("limits", "seconds"), 0),
+        (("limits", "statements_per_minute"), 0),
+        (("limits", "concurrent"), 0),
         (("not_after",), "tomorrow"),
+        (("not_after",), "2026-12-31T00:00:00"),
+        (("not_before",), "2026-01-01T00:00:00"),
+        (("not_before",), 1767225600),
+        (("cache", "ttl_seconds"), -1),
         (("cache", "for"), 1),
         (("control",), None),
     ],
@@ -107,6 +117,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(COMPLETE)), _JSON))
 def test_any_answer_decodes_or_denies(changes: dict[str, Any]) -> None:
     try:
@@ -116,6 +127,16 @@ def test_any_answer_decodes_or_denies(changes: dict[str, Any]) -> None:
     assert isinstance(decision.allow, bool)
 
 
+@pytest.mark.parametrize("depth", [100, 5_000, 20_000])
+def test_a_deeply_nested_filter_decodes_or_denies(depth: int) -> None:
+    nested = b'{"type":"compound","operator":"not","value":[' * depth + b"]}" * depth
+    try:
+        decode(json.dumps({**COMPLETE, "filters": 0}).encode().replace(b'"filters": 0', b'"filters":{"a":%b}' % nested))
+    except DecisionError:
+        assert depth > 100
+
+
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_deny(raw: bytes) -> None:
     try:
