@@ -11,6 +11,7 @@ import datetime as dt
 import json
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from grille.protocols.postgres.messages import ReadyForQuery, StartupMessage
 from grille.proxy.demo import bank
 from grille.proxy.demo.agents import connection_parameters
 from grille.proxy.demo.cluster import Cluster, embedded_binaries
@@ -444,3 +446,54 @@ def test_pgjdbc(window: Window, pgjdbc: Path, mode: str) -> None:
         "done",
     ]
     assert len(written) == 2
+
+
+# bad input, through everything
+
+
+@pytest.mark.parametrize(
+    ("text", "sqlstate"),
+    [
+        ("SELECT " + "(" * 10_000 + "1" + ")" * 10_000, "54001"),
+        ("SELECT " + "+".join(["1"] * 20_000), "54001"),
+        ("SELECT " + "NOT " * 20_000 + "true", "42601"),
+        (" UNION ALL ".join(["SELECT 1"] * 3000), "54001"),
+        ("SELECT '" + "x" * 64 * 1024 * 1024 + "'", "54000"),
+        ("SELECT " + ", ".join(f"{n} AS c{n}" for n in range(1700)), "54011"),
+        ("SELECT id FROM customers WHERE id IN (" + ", ".join(f"${n}" for n in range(1, 65_536)) + ")", "54000"),
+    ],
+    ids=["parentheses", "operators", "prefixes", "unions", "64 MiB", "1700 columns", "65,535 parameters"],
+)
+def test_a_hostile_text_gets_a_clear_error_and_the_connection_goes_on(window: Window, text: str, sqlstate: str) -> None:
+    with psycopg.connect(**window.parameters(SERVICE), autocommit=True) as connection:
+        with pytest.raises(psycopg.Error) as refused:
+            connection.execute(text.encode())
+        assert refused.value.sqlstate == sqlstate
+        row = connection.execute("SELECT " + ", ".join(f"{n} AS c{n}" for n in range(1600))).fetchone()
+        assert row is not None
+        assert len(row) == 1600
+
+
+@pytest.mark.parametrize(
+    ("data", "sqlstate"),
+    [
+        (b"Q\0\0\0\x0aSEL\xff\xfe\0", b"22021"),
+        (b"Q\0\0\0\x0eSELECT\0 1;\0", b"08P01"),
+        (b"Q\x7f\xff\xff\xff", b"08P01"),
+        (b"~\0\0\0\x04", b"08P01"),
+        (b"F\0\0\0\x0e\0\0\0\1\0\0\0\0\0\0", b"0A000"),
+    ],
+)
+def test_malformed_messages_get_an_error_and_a_closed_connection(window: Window, data: bytes, sqlstate: bytes) -> None:
+    plain = socket.create_connection(("127.0.0.1", window.port), timeout=DEADLINE)
+    with window.context(SERVICE).wrap_socket(plain, server_hostname="localhost") as connection:
+        connection.sendall(StartupMessage({"user": "x"}).encode())
+        received = b""
+        while not received.endswith(ReadyForQuery("I").encode()):
+            received += connection.recv(65_536)
+        connection.sendall(data)
+        received = b""
+        while more := connection.recv(65_536):
+            received += more
+    assert received.startswith(b"E")
+    assert b"SFATAL\0VFATAL\0C" + sqlstate in received
