@@ -16,8 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from grille.controls import Refusal
 from grille.protocols.postgres import pipeline
 from grille.protocols.postgres.framing import ProtocolViolation
@@ -345,11 +343,8 @@ class Relay:
             expectations.append(Expectation(Request.BIND, ours=True, item=number))
             return
         if plan is not None and kind in (Kind.PARSE, Kind.BIND, Kind.DESCRIBE_STATEMENT):
-            first = len(expectations)
             if plan.name:
-                requests += connection.prepare(plan.name, plan.sql, plan.parameter_types, expectations)
-                for place in range(first, len(expectations)):
-                    expectations[place] = msgspec.structs.replace(expectations[place], item=number)
+                requests += connection.prepare(plan.name, plan.sql, plan.parameter_types, expectations, item=number)
             else:
                 requests += Parse("", plan.sql, plan.parameter_types).encode()
                 expectations.append(Expectation(Request.PARSE, ours=True, item=number))

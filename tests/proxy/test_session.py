@@ -1046,16 +1046,19 @@ async def test_row_checks_and_catalogue_changes(world: World) -> None:
     assert world.refreshed == 1
 
 
-@pytest.mark.parametrize("extended", [False, True])
-async def test_a_changed_result_type_is_prepared_anew_once(world: World, extended: bool) -> None:
+@pytest.mark.parametrize("how", ["simple", "bind", "parse"])
+async def test_a_changed_result_type_is_prepared_anew_once(world: World, how: str) -> None:
     client = await world.client()
     text = "SELECT * FROM t WHERE id = 1"
     assert len(rows(await client.query(text))[0]) == 2
     await client.ask(Parse("s", text), Sync())
     world.direct("ALTER TABLE t ADD COLUMN more int DEFAULT 5")
-    if extended:
+    if how == "bind":
         messages = await client.ask(Bind("", "s"), Describe("P", ""), Execute(""), Sync())
         assert kinds(messages) == "2TDCZ"
+    elif how == "parse":
+        messages = await client.ask(Parse("n", text), Bind("p", "n"), Describe("P", "p"), Execute("p"), Sync())
+        assert kinds(messages) == "12TDCZ"
     else:
         messages = await client.query(text)
         assert kinds(messages) == "TDCZ"
@@ -1135,6 +1138,7 @@ async def test_cancel_ends_the_statement_in_flight(world: World, minor: int) -> 
     messages = await client.unit()
     assert error(messages)["C"] == "57014"
     assert rows(await client.query("SELECT 1")) == [(b"1",)]
+    assert world.services.pools["bank"].counts.opened == 1  # held until the cancel was over, then lent again
     assert rows(await other.query("SELECT 1")) == [(b"1",)]
 
 
