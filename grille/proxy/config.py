@@ -112,8 +112,6 @@ class Database(_Section, frozen=True, kw_only=True):
     """How often the catalogue is looked at for DDL."""
     functions: tuple[str, ...] = ()
     """Routines outside pg_catalog that agents may call: ``schema.name(type,type)``."""
-    open_schemas: tuple[str, ...] = ()
-    """Schemas allowed whole: a missing name there is told as 42P01."""
 
 
 class Transformation(_Section, frozen=True, kw_only=True):
