@@ -40,6 +40,7 @@ def test_every_target_is_in_the_help() -> None:
         for line in (ROOT / "Makefile").read_text().splitlines()
         if line[:1].islower() and ":" in line and ":=" not in line and "?=" not in line
     }
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert {line.split()[1] for line in done.stdout.splitlines()} == targets
     assert {"demo", "test", "build", "lint"} <= targets
