@@ -6,11 +6,12 @@ command is answered by the proxy.  Everything else is refused by kind (ST-05).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from postgast import PgQueryError, normalize, parse
+from postgast import PgQueryError, deparse, normalize, parse, scan
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
@@ -22,6 +23,19 @@ from grille.protocols.postgres.tree import Node, kind_of, same_tree, walk
 
 MAX_NESTING: Final = 100
 """Parentheses and brackets open at once; beyond it the text is not given to the parser."""
+
+MAX_OPERATORS: Final = 1000
+"""Operator characters in one run; PostgreSQL's scanner needs quadratic time for nested comments without a space."""
+
+_OPERATOR_RUN: Final = re.compile(r"[-~!@#^&|`?+*/%<>=]{" + str(MAX_OPERATORS + 1) + "}")
+
+_SHALLOW: Final = 8192
+"""Below it no text can nest deeply enough to overflow a stack of 8 MB (the parser takes some 400 bytes a level)."""
+_MAX_CHAIN: Final = 4000
+_OPENING: Final = frozenset({ord("("), ord("[")})
+_CLOSING: Final = frozenset({ord(")"), ord("]")})
+_RESETS: Final = frozenset({ord(","), ord(";"), pb.AND, pb.OR, pb.WHEN, pb.THEN, pb.ELSE})
+_NESTING: Final = frozenset({pb.UNION, pb.INTERSECT, pb.EXCEPT, pb.JOIN})
 
 GOVERNED: Final = frozenset({"select_stmt", "insert_stmt", "update_stmt", "delete_stmt"})
 
@@ -93,6 +107,8 @@ def check_size(text: str, limit: int) -> None:
             sqlstate="54000",
             hint="Pass long values as parameters, or split the statement.",
         )
+    if any("/*" in run.group() for run in _OPERATOR_RUN.finditer(text)):
+        raise too_deep()
     if text.count("(") + text.count("[") > MAX_NESTING:
         depth = 0
         for character in text:
@@ -118,7 +134,7 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     """The statements of `text`; an empty text is one ``empty`` command.  Raises `Refusal`."""
     check_size(text, limit)
     try:
-        result = parse(text)
+        result = _parse(text)
     except PgQueryError as error:
         position = getattr(error, "cursorpos", None) or None
         raise Refusal(
@@ -139,11 +155,50 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     return [_classify(raw.stmt) for raw in result.stmts]
 
 
+def _parse(text: str) -> Any:
+    """Parse `text`, unless its tree could be so deep that writing it would overflow the C stack."""
+    if len(text) > _SHALLOW and _deep(text):
+        raise too_deep()
+    return parse(text)
+
+
+def _deep(text: str) -> bool:
+    """True if an operator chain such as ``1+1+1+...`` is too long: its tree is as deep as the chain.
+
+    Counts tokens since the last comma or AND, OR, WHEN, THEN, ELSE, in every open parenthesis together.  Set operations
+    and joins nest across those, so they are counted alone.
+    """
+    counts = [0]
+    total = nesting = 0
+    for token in scan(text).tokens:
+        kind = token.token
+        if kind in _RESETS:
+            total -= counts[-1]
+            counts[-1] = 0
+        elif kind in _OPENING:
+            counts.append(0)
+        elif kind in _CLOSING:
+            if len(counts) > 1:
+                total -= counts.pop()
+        else:
+            nesting += kind in _NESTING
+            counts[-1] += 1
+            total += 1
+            if total > _MAX_CHAIN or nesting > _MAX_CHAIN:
+                return True
+    return False
+
+
 def redacted(text: str) -> str:
-    """`text` with every constant replaced by a parameter; empty where that cannot be promised."""
+    """`text` with every constant and comment removed; empty where that cannot be promised."""
     try:
-        kinds = {kind_of(raw.stmt) for raw in parse(text).stmts}
-        return str(normalize(text)) if kinds and kinds <= GOVERNED else ""
+        check_size(text, len(text))
+        kinds = {kind_of(raw.stmt) for raw in _parse(text).stmts}
+        if not kinds or not kinds <= GOVERNED:
+            return ""
+        shown = str(normalize(text))
+        # Only a text that is written back from its tree has no comment in it.
+        return str(deparse(parse(shown))) if "--" in shown or "/*" in shown else shown
     except Exception:
         return ""
 
