@@ -40,6 +40,9 @@ REG_TYPES: Final = frozenset({24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089
 HIDDEN: Final = "grille:"
 """Identifiers that begin so are Grille's own and refused from agents."""
 
+_LEAVES: Final = frozenset({"Node", "String", "A_Star", "Integer", "Float", "Boolean", "BitString"})
+"""Messages without a part that could be evaluated."""
+
 _TRIVIAL = {"location", "xpr", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end"}
 
 FIELDS: Final[dict[str, frozenset[str]]] = {
@@ -155,7 +158,9 @@ class Item:
     node: Any = None
     """The Node that holds the RangeVar (kind relation), the subquery's SelectStmt (derived)."""
     inner: list[Item] = field(default_factory=list)
-    """Governed relations below a derived item."""
+    """Governed relations below a derived item, and those of outer levels that it reads."""
+    arguments: list[Item] = field(default_factory=list)
+    """What the arguments of a function in FROM read: an SQL function may become part of the query."""
     cte: Any = None
     """The CommonTableExpr of a reference to one."""
     used: dict[str, None] = field(default_factory=dict)
@@ -238,8 +243,8 @@ class QualSite:
 
     node: Node
     items: tuple[Item, ...]
-    grouped: bool = False
-    """It stands in HAVING, or over a FULL JOIN, where a guard cannot be added."""
+    grouped: Literal["", "having", "full"] = ""
+    """``having``: it must stay above the grouping; ``full``: on a FULL JOIN or in USING no guard can be added."""
 
 
 @dataclass(slots=True)
@@ -334,7 +339,11 @@ class Analyzer:
         """Those of them that are read outside a condition, where no guard stands."""
         self._in_qual = False
         self._in_predicate = False
-        self._aggregate_seen = False
+        self._volatile_seen = False
+        self._bare: list[tuple[Item, str]] = []
+        """Columns read outside aggregates by select list, HAVING and ORDER BY."""
+        self._visited: dict[int, Any] = {}
+        """Messages that the walk came to, by id; kept, so that their ids stay theirs."""
         self._result = Analysis(None, Operation(""))
 
     def analyze(self, statement: Node) -> Analysis:
@@ -343,6 +352,9 @@ class Analyzer:
         action = kind.removesuffix("_stmt")
         self._result.statement = statement
         root = Scope(None, Namespace(), {})
+        for declared in self._parameter_types:
+            if declared not in (0, UNKNOWN) and not self._resolver.harmless(declared):
+                raise Refusal("ST-04", "A parameter of this type is not supported: declare it as text.")
         try:
             if kind == "select_stmt":
                 fields, _inner = self._select(statement.select_stmt, root)
@@ -355,6 +367,7 @@ class Analyzer:
                 self._delete(statement.delete_stmt, root)
             else:
                 _refuse_kind(kind)
+            self._all_visited()
         except Refusal as refusal:
             refusal.operation = self._operation(action)
             raise
@@ -368,11 +381,49 @@ class Analyzer:
         ]
         return Operation(action, tuple(sorted(uses)), tuple(sorted(self._functions)))
 
+    # The walk is closed
+
+    def _closed(self, message: Any) -> None:
+        """Refuse a message that has a field which the walk does not know; note that the walk was here."""
+        name = message.DESCRIPTOR.name
+        allowed = FIELDS.get(name)
+        if allowed is None:
+            _refuse_kind(name)
+        for descriptor, _value in message.ListFields():
+            if descriptor.name not in allowed:
+                _refuse_kind(f"{name} with {descriptor.name}")
+        self._visited[id(message)] = message
+
+    def _closed_alias(self, message: Any) -> None:
+        if message.HasField("alias"):
+            self._closed(message.alias)
+
+    def _built(self, message: Any) -> None:
+        """`message` is Grille's own."""
+        for part in tree.walk(message):
+            self._visited[id(part)] = part
+
+    def _all_visited(self) -> None:
+        """Refuse a statement with a part that the walk did not come to."""
+        for message in tree.walk(self._result.statement):
+            if message.DESCRIPTOR.name not in _LEAVES and id(message) not in self._visited:
+                _refuse_kind(message.DESCRIPTOR.name)
+
     # Statements
 
     def _select(self, select: Any, parent: Scope) -> tuple[list[Field], list[Item]]:
-        """Returns the output columns and the governed relations below."""
-        _closed(select)
+        """Returns the output columns and the governed relations below, also those that it reads of outer levels."""
+        references, self._references = self._references, {}
+        fields, inner = self._query(select, parent)
+        inner = [*inner, *(relation for item in self._references for relation in _relations_of(item))]
+        self._references = {**references, **self._references}
+        for candidate in fields:
+            if candidate.type == UNKNOWN:
+                candidate.type = TEXT
+        return fields, inner
+
+    def _query(self, select: Any, parent: Scope) -> tuple[list[Field], list[Item]]:
+        self._closed(select)
         scope = Scope(parent, Namespace(), {})
         inner: list[Item] = []
         if select.HasField("with_clause"):
@@ -381,13 +432,14 @@ class Analyzer:
             return self._set_operation(select, scope, inner)
         if select.values_lists:
             fields = self._values(select, scope)
+            self._sort(select.sort_clause, scope, fields, outputs_only=True)
             self._limits(select, scope)
             return fields, inner
         for node in select.from_clause:
             namespace = self._from(node, scope)
             scope.namespace.add(namespace)
         for item in scope.namespace.items:
-            inner += [item] if item.kind == "relation" else item.inner
+            inner += _relations_of(item)
         self._expand_stars(select.target_list, scope, select=select)
         if not select.target_list:
             raise Refusal(
@@ -398,17 +450,24 @@ class Analyzer:
             )
         if select.HasField("where_clause"):
             self._qual(select.where_clause, scope)
+        bare, self._bare = self._bare, []
         fields = [self._output(target.res_target, scope) for target in select.target_list]
+        outputs, self._bare = self._bare, []
         for node in select.group_clause:
             self._group_item(node, scope, fields)
+        self._bare = outputs
         if select.HasField("having_clause"):
-            self._qual(select.having_clause, scope, grouped=True)
+            self._qual(select.having_clause, scope, grouped="having")
         for node in select.window_clause:
             self._window(node.window_def, scope)
         self._sort(select.sort_clause, scope, fields)
         for node in select.distinct_clause:
             if kind_of(node):
                 self._sort_key(node, scope, fields, ordering=True)
+            else:
+                self._equality_on(*(f.label for f in fields))
+        self._extend_group(select, scope, fields)
+        self._bare = bare + self._bare
         self._limits(select, scope)
         for node in select.locking_clause:
             self._locking(node.locking_clause, scope)
@@ -423,6 +482,8 @@ class Analyzer:
                 "ST-01", "Each branch of a set operation must have the same number of columns.", sqlstate="42601"
             )
         fields = [self._merge(a, b) for a, b in zip(left, right, strict=True)]
+        if select.op != pb.SETOP_UNION or not select.all:
+            self._equality_on(*(f.label for f in fields))
         self._sort(select.sort_clause, scope, fields, outputs_only=True)
         self._limits(select, scope)
         if select.locking_clause:
@@ -435,23 +496,25 @@ class Analyzer:
         if left.label or right.label:
             label = self._same_domain(left.label, right.label)
         kind = left.type if left.type == right.type else None
-        return Field(left.name, kind, label, left.plain and right.plain)
+        return Field(left.name, kind, label, left.plain and right.plain and kind is not None)
 
     def _values(self, select: Any, scope: Scope) -> list[Field]:
-        width = 0
+        plain: list[bool] = []
         for row in select.values_lists:
-            _closed(row.list)
-            width = max(width, len(row.list.items))
-            for cell in row.list.items:
-                self._unlabelled(cell, self._expression(cell, scope))
-        return [Field(f"column{index + 1}", None, None, True) for index in range(width)]
+            self._closed(row.list)
+            plain += [True] * (len(row.list.items) - len(plain))
+            for index, cell in enumerate(row.list.items):
+                info = self._expression(cell, scope)
+                self._unlabelled(cell, info)
+                plain[index] = plain[index] and info.constant
+        return [Field(f"column{index + 1}", None, None, known) for index, known in enumerate(plain)]
 
     def _with(self, clause: Any, scope: Scope) -> list[Item]:
-        _closed(clause)
+        self._closed(clause)
         inner: list[Item] = []
         for node in clause.ctes:
             cte = node.common_table_expr
-            _closed(cte)
+            self._closed(cte)
             if kind_of(cte.ctequery) != "select_stmt":
                 raise Refusal(
                     "ST-02",
@@ -460,6 +523,7 @@ class Analyzer:
                     hint="Send the INSERT, UPDATE or DELETE as a statement of its own, with RETURNING.",
                 )
             names = [name.string.sval for name in cte.aliascolnames]
+            _own_identifier(cte.ctename, *names)
             select = cte.ctequery.select_stmt
             query_scope = scope
             if clause.recursive and select.op == pb.SETOP_UNION:
@@ -467,6 +531,7 @@ class Analyzer:
                 fields = _renamed([Field(f.name, f.type, f.label, False) for f in arm], names)
                 query_scope = Scope(scope, Namespace(), {cte.ctename: Cte(cte, fields, arm_inner)})
             fields, below = self._select(select, query_scope)
+            _name_outputs(select, fields)
             recursive = query_scope is not scope
             visible = [Field(f.name, f.type, f.label, f.plain and not recursive) for f in fields]
             scope.ctes[cte.ctename] = Cte(cte, _renamed(visible, names), below)
@@ -483,7 +548,7 @@ class Analyzer:
         return found
 
     def _insert(self, insert: Any, root: Scope) -> None:
-        _closed(insert)
+        self._closed(insert)
         item = self._target(insert.relation, "insert")
         relation = item.relation
         assert relation is not None  # noqa: S101
@@ -491,23 +556,24 @@ class Analyzer:
         if insert.cols:
             names = []
             for node in insert.cols:
-                _closed(node.res_target)
+                self._closed(node.res_target)
                 names.append(node.res_target.name)
         else:
             names = writable
         scope = Scope(root, Namespace(), {})
         query = insert.select_stmt.select_stmt if insert.HasField("select_stmt") else None
         if query is not None:
-            _closed(query)
+            self._closed(query)
             width = len(query.values_lists[0].list.items) if query.values_lists else None
             if not insert.cols and width is not None:
                 names = names[:width]
             if query.values_lists:
-                if query.HasField("with_clause") or query.sort_clause or query.HasField("limit_count"):
+                if any(d.name not in ("values_lists", "op", "limit_option") for d, _ in query.ListFields()):
                     raise Refusal(
                         "ST-02", "VALUES with WITH, ORDER BY or LIMIT is not supported in INSERT.", sqlstate="0A000"
                     )
                 for row in query.values_lists:
+                    self._closed(row.list)
                     if len(row.list.items) != len(names):
                         raise Refusal("ST-01", "INSERT has a different number of columns and values.", sqlstate="42601")
                     for name, cell in zip(names, row.list.items, strict=True):
@@ -523,6 +589,8 @@ class Analyzer:
         self._written(item, "insert", names)
         if query is not None and not insert.cols:
             insert.cols.extend(pb.Node(res_target=pb.ResTarget(name=name)) for name in names)
+            for node in insert.cols:
+                self._built(node)
         scope = Scope(root, _namespace_of(item), {})
         on_conflict: Literal["", "nothing", "update"] = ""
         if insert.HasField("on_conflict_clause"):
@@ -533,11 +601,11 @@ class Analyzer:
         )
 
     def _on_conflict(self, clause: Any, item: Item, scope: Scope, root: Scope) -> Literal["nothing", "update"]:
-        _closed(clause)
+        self._closed(clause)
         if clause.HasField("infer"):
-            _closed(clause.infer)
+            self._closed(clause.infer)
             for element in clause.infer.index_elems:
-                _closed(element.index_elem)
+                self._closed(element.index_elem)
                 self._column_of(item, element.index_elem.name)
         if clause.action == pb.ONCONFLICT_NOTHING:
             return "nothing"
@@ -553,7 +621,7 @@ class Analyzer:
         return "update"
 
     def _update(self, update: Any, root: Scope) -> None:
-        _closed(update)
+        self._closed(update)
         scope = Scope(root, Namespace(), {})
         if update.HasField("with_clause"):
             self._with(update.with_clause, scope)
@@ -569,7 +637,7 @@ class Analyzer:
         self._result.sites.append(WriteSite(update, "update", item, tuple(names), update.HasField("returning_clause")))
 
     def _delete(self, delete: Any, root: Scope) -> None:
-        _closed(delete)
+        self._closed(delete)
         scope = Scope(root, Namespace(), {})
         if delete.HasField("with_clause"):
             self._with(delete.with_clause, scope)
@@ -586,7 +654,7 @@ class Analyzer:
         names = []
         for node in targets:
             target = node.res_target
-            _closed(target)
+            self._closed(target)
             names.append(target.name)
             assert item.relation is not None  # noqa: S101
             self._assign(item.relation, target.name, target.val, scope)
@@ -599,12 +667,13 @@ class Analyzer:
             raise unavailable_column(name)
         label = self._label_of(relation, name)
         if kind_of(value) == "set_to_default":
+            self._closed(value.set_to_default)
             return
         if label is None:
             self._unlabelled(value, self._expression(value, scope))
         elif not self._encode_operand(value, label):
             info = self._expression(value, scope)
-            if info.label is None or info.label.token_domain != label.token_domain:
+            if info.label is None or not _alike(info.label, label):
                 raise Refusal(
                     "CO-03",
                     f'Column "{relation.name}.{name}" is stored tokenized: it takes a constant, a parameter or NULL.',
@@ -617,7 +686,7 @@ class Analyzer:
         label = self._label_of(relation, name)
         if label is None and source.label is None:
             return
-        if label is None or source.label is None or source.label.token_domain != label.token_domain:
+        if label is None or source.label is None or not _alike(source.label, label):
             raise Refusal(
                 "CO-03",
                 f'Column "{relation.name}.{name}" cannot take this value: a token may only be copied '
@@ -633,13 +702,13 @@ class Analyzer:
 
     def _returning(self, statement: Any, scope: Scope) -> None:
         if statement.HasField("returning_clause"):
-            _closed(statement.returning_clause)
+            self._closed(statement.returning_clause)
             self._expand_stars(statement.returning_clause.exprs, scope)
             self._result.outputs = [self._output(node.res_target, scope) for node in statement.returning_clause.exprs]
 
     def _target(self, var: Any, access: Access) -> Item:
         """The target of a write."""
-        _closed(var)
+        self._closed(var)
         relation = self._relation(var.schemaname, var.relname, var.catalogname, access)
         if relation.kind not in "rp":
             raise Refusal("ST-02", f'"{relation.name}" cannot be written through the proxy: it is not a table.')
@@ -649,7 +718,7 @@ class Analyzer:
             )
         name = var.alias.aliasname if var.HasField("alias") else relation.name
         if var.HasField("alias"):
-            _closed(var.alias)
+            self._closed(var.alias)
             if var.alias.colnames:
                 raise Refusal(
                     "ST-02", "A column alias list on the target of a write is not supported.", sqlstate="0A000"
@@ -659,6 +728,7 @@ class Analyzer:
         self._use(item, access)
         qualified = tree.relation(relation.schema, relation.name, only=not var.inh, alias=name)
         var.CopyFrom(qualified)
+        self._built(var)
         return item
 
     # FROM
@@ -677,7 +747,8 @@ class Analyzer:
 
     def _range_var(self, node: Node, scope: Scope) -> Namespace:
         var = node.range_var
-        _closed(var)
+        self._closed(var)
+        self._closed_alias(var)
         alias = var.alias.aliasname if var.HasField("alias") else ""
         names = [name.string.sval for name in var.alias.colnames] if var.HasField("alias") else []
         _own_identifier(alias, *names)
@@ -714,15 +785,16 @@ class Analyzer:
             [tree.target(tree.column(f.name)) for f in fields],
             pb.Node(range_var=tree.relation("pg_catalog", var.relname)),
             builtin,
-            fence=False,
+            fence=True,
         )
         name = alias or var.relname
         subselect = pb.RangeSubselect(subquery=pb.Node(select_stmt=select), alias=pb.Alias(aliasname=name))
         node.CopyFrom(pb.Node(range_subselect=subselect))
+        self._built(node)
         return _namespace_of(Item(name, "catalogue", fields))
 
     def _join(self, join: Any, scope: Scope) -> Namespace:
-        _closed(join)
+        self._closed(join)
         left = self._from(join.larg, scope)
         right_scope = Scope(
             scope.parent,
@@ -746,7 +818,11 @@ class Analyzer:
         result.entries += [e for e in left.entries if e.name not in merged]
         result.entries += [e for e in right.entries if e.name not in merged]
         if join.HasField("quals"):
-            self._qual(join.quals, Scope(scope.parent, result, scope.ctes), grouped=join.jointype == pb.JOIN_FULL)
+            self._qual(
+                join.quals,
+                Scope(scope.parent, result, scope.ctes),
+                grouped="full" if join.jointype == pb.JOIN_FULL else "",
+            )
         return result
 
     def _merged(self, name: str, left: Namespace, right: Namespace, join: Any) -> Entry:
@@ -763,22 +839,26 @@ class Analyzer:
             one.field.plain and other.field.plain and self._leakproof_operator("=", one.field.type, other.field.type)
         )
         if not leakproof:
-            items = tuple(dict.fromkeys(one.owners + other.owners))
+            items = tuple(part for item in dict.fromkeys(one.owners + other.owners) for part in _with_arguments(item))
             for item in items:
                 if item.kind == "derived":
                     self._result.sites.append(FenceSite(item))
             guarded = tuple(item for item in items if item.kind != "derived")
             if guarded:
-                self._result.sites.append(QualSite(None, guarded, grouped=True))
+                self._result.sites.append(QualSite(None, guarded, "full"))
         chosen = other if join.jointype == pb.JOIN_RIGHT else one
-        return Entry(name, Field(name, chosen.field.type, label, chosen.field.plain), one.owners + other.owners, True)
+        plain = one.field.plain and other.field.plain
+        kind = chosen.field.type if one.field.type == other.field.type else None
+        return Entry(name, Field(name, kind, label, plain), one.owners + other.owners, True)
 
     def _range_subselect(self, sub: Any, scope: Scope) -> Namespace:
-        _closed(sub)
+        self._closed(sub)
         if kind_of(sub.subquery) != "select_stmt":
             _refuse_kind(kind_of(sub.subquery))
         parent = scope if sub.lateral else Scope(scope.parent, Namespace(), scope.ctes)
         fields, inner = self._select(sub.subquery.select_stmt, parent)
+        _name_outputs(sub.subquery.select_stmt, fields)
+        self._closed_alias(sub)
         alias = sub.alias.aliasname if sub.HasField("alias") else ""
         names = [name.string.sval for name in sub.alias.colnames] if sub.HasField("alias") else []
         _own_identifier(alias, *names)
@@ -786,14 +866,19 @@ class Analyzer:
         return _namespace_of(Item(alias, "derived", fields, node=sub.subquery.select_stmt, inner=inner))
 
     def _range_function(self, function: Any, scope: Scope) -> Namespace:
-        _closed(function)
+        self._closed(function)
         if len(function.functions) != 1 or len(function.functions[0].list.items) < 1:
             raise Refusal("ST-02", "ROWS FROM with several functions is not supported.", sqlstate="0A000")
         call = function.functions[0].list.items[0]
         if kind_of(call) != "func_call":
             _refuse_kind(kind_of(call))
+        self._closed(function.functions[0].list)
+        references, self._references = self._references, {}
         info = self._expression(call, scope)
         self._unlabelled(call, info)
+        arguments = list(self._references)
+        self._references = {**references, **self._references}
+        self._closed_alias(function)
         alias = function.alias.aliasname if function.HasField("alias") else ""
         names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
         _own_identifier(alias, *names)
@@ -804,7 +889,7 @@ class Analyzer:
         fields = [Field(alias or own, info.type, None, False)]
         if function.ordinality:
             fields.append(Field("ordinality", INT8, None, False))
-        return _namespace_of(Item(alias or own, "function", _renamed(fields, names)))
+        return _namespace_of(Item(alias or own, "function", _renamed(fields, names), arguments=arguments))
 
     def _relation(self, schema: str, name: str, catalog: str, access: Access) -> Relation:
         _own_identifier(name)
@@ -842,6 +927,7 @@ class Analyzer:
     def _touch(self, item: Item, name: str, *, predicate: bool) -> None:
         """Column `name` of `item` is read."""
         self._references[item] = None
+        self._bare.append((item, name))
         if not self._in_qual:
             self._loose[item] = None
         if item.relation is None or item.kind == "excluded":
@@ -862,7 +948,7 @@ class Analyzer:
 
     def _column_ref(self, node: Node, scope: Scope) -> _Info:
         reference = node.column_ref
-        _closed(reference)
+        self._closed(reference)
         parts = [part.string.sval if kind_of(part) == "string" else "*" for part in reference.fields]
         if "*" in parts:
             raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
@@ -947,7 +1033,7 @@ class Analyzer:
     # Clauses
 
     def _output(self, target: Any, scope: Scope) -> Field:
-        _closed(target)
+        self._closed(target)
         _own_identifier(target.name)
         references, self._references = self._references, {}
         info = self._expression(target.val, scope)
@@ -955,29 +1041,43 @@ class Analyzer:
         name = target.name or _figure_name(target.val)
         return Field(name, info.type, info.label, info.leakproof, target.val)
 
-    def _qual(self, node: Node, scope: Scope, *, grouped: bool = False) -> None:
+    def _qual(self, node: Node, scope: Scope, *, grouped: Literal["", "having", "full"] = "") -> None:
         """A condition of WHERE, ON or HAVING: each conjunct is classified on its own."""
         if kind_of(node) == "bool_expr" and node.bool_expr.boolop == pb.AND_EXPR:
-            _closed(node.bool_expr)
+            self._closed(node.bool_expr)
             for part in node.bool_expr.args:
                 self._qual(part, scope, grouped=grouped)
             return
         outer, self._references = self._references, {}
-        was_aggregate, self._aggregate_seen = self._aggregate_seen, False
+        was_volatile, self._volatile_seen = self._volatile_seen, False
         was, self._in_predicate = self._in_predicate, True
         was_qual, self._in_qual = self._in_qual, True
         info = self._expression_bool(node, scope)
         self._in_predicate, self._in_qual = was, was_qual
         if not info.leakproof:
-            items = tuple(self._references)
+            # A volatile condition runs for each row, whether it reads one or not.
+            own = scope.namespace.items if self._volatile_seen else []
+            items = tuple(dict.fromkeys(part for item in (*self._references, *own) for part in _with_arguments(item)))
             for item in items:
-                if item.kind == "derived":
+                if item.kind == "derived" and grouped != "having":
                     self._result.sites.append(FenceSite(item))
-            guarded = tuple(item for item in items if item.kind in ("relation", "target"))
-            if guarded and not (grouped and self._aggregate_seen):
+                elif item.kind in ("relation", "target") and grouped != "having":
+                    self._unshadowed(item, scope)
+            guarded = tuple(item for item in items if item.kind in ("relation", "target", "derived", "catalogue"))
+            if guarded:
                 self._result.sites.append(QualSite(node, guarded, grouped))
-        self._aggregate_seen = was_aggregate
+        self._volatile_seen = self._volatile_seen or was_volatile
         self._references = {**outer, **self._references}
+
+    def _unshadowed(self, item: Item, scope: Scope) -> None:
+        """Refuse a guard whose name would mean another item here."""
+        if self._find_item([item.name], scope) is not item:
+            raise Refusal(
+                "ST-02",
+                f'"{item.name}" names two relations here, and the condition reads the outer one.',
+                sqlstate="0A000",
+                hint="Give each relation an alias of its own.",
+            )
 
     def _note_outer(self, scope: Scope) -> None:
         """References to this level's own items end here; those to outer levels go on."""
@@ -988,12 +1088,12 @@ class Analyzer:
     def _group_item(self, node: Node, scope: Scope, fields: Sequence[Field]) -> None:
         kind = kind_of(node)
         if kind == "grouping_set":
-            _closed(node.grouping_set)
+            self._closed(node.grouping_set)
             for part in node.grouping_set.content:
                 self._group_item(part, scope, fields)
             return
         if kind == "row_expr":
-            _closed(node.row_expr)
+            self._closed(node.row_expr)
             for part in node.row_expr.args:
                 self._group_item(part, scope, fields)
             return
@@ -1010,6 +1110,35 @@ class Analyzer:
             return
         self._group_value(node, scope)
 
+    def _extend_group(self, select: Any, scope: Scope, fields: Sequence[Field]) -> None:
+        """GROUP BY a key allows the relation's other columns; over a sub-select they must be named (review, 3)."""
+        grouped: set[tuple[Item, str]] = set()
+        for node in select.group_clause:
+            if kind_of(node) == "a_const":
+                node = fields[node.a_const.ival.ival - 1].node
+            if kind_of(node) == "grouping_set":
+                return
+            if kind_of(node) != "column_ref":
+                continue
+            parts = [part.string.sval for part in node.column_ref.fields]
+            if len(parts) > 1:
+                item = self._find_item(parts[:-1], scope)
+                if item in scope.namespace.items:
+                    grouped.add((item, parts[-1]))
+            else:
+                for entry in scope.namespace.entries:
+                    if entry.name == parts[0] and not entry.merged:
+                        grouped.add((entry.owners[0], parts[0]))
+        for item, name in dict.fromkeys(self._bare):
+            if item.kind != "relation" or item not in scope.namespace.items or (item, name) in grouped:
+                continue
+            assert item.relation is not None  # noqa: S101
+            visible = {column.name: f.name for column, f in zip(item.relation.columns, item.fields, strict=True)}
+            if any(all((item, visible[part]) in grouped for part in key) for key in item.relation.unique_keys):
+                node = pb.Node(column_ref=tree.column(item.name, name).column_ref)
+                select.group_clause.append(node)
+                self._built(select.group_clause[-1])
+
     def _group_value(self, node: Node, scope: Scope) -> None:
         was, self._in_predicate = self._in_predicate, True
         info = self._expression(node, scope)
@@ -1021,7 +1150,7 @@ class Analyzer:
         self, clause: Iterable[Node], scope: Scope, fields: Sequence[Field], *, outputs_only: bool = False
     ) -> None:
         for node in clause:
-            _closed(node.sort_by)
+            self._closed(node.sort_by)
             self._sort_key(node.sort_by.node, scope, fields, ordering=True, outputs_only=outputs_only)
 
     def _sort_key(
@@ -1032,6 +1161,7 @@ class Analyzer:
         kind = kind_of(node)
         if kind == "column_ref" and len(node.column_ref.fields) == 1:
             name = node.column_ref.fields[0].string.sval
+            self._closed(node.column_ref)
             named = [f for f in fields if f.name == name]
             if named:
                 for candidate in named:
@@ -1043,6 +1173,7 @@ class Analyzer:
                 self._ordered(label, ordering)
                 return
         if kind == "a_const":
+            self._closed(node.a_const)
             if node.a_const.WhichOneof("val") != "ival":
                 raise Refusal("ST-01", "A constant in ORDER BY or GROUP BY must be a position.", sqlstate="42601")
             position = node.a_const.ival.ival
@@ -1071,7 +1202,7 @@ class Analyzer:
                 self._unlabelled(node, self._expression(node, scope))
 
     def _window(self, window: Any, scope: Scope) -> None:
-        _closed(window)
+        self._closed(window)
         for node in window.partition_clause:
             self._group_value(node, scope)
         self._sort(window.order_clause, scope, ())
@@ -1080,8 +1211,10 @@ class Analyzer:
                 self._unlabelled(getattr(window, name), self._expression(getattr(window, name), scope))
 
     def _locking(self, clause: Any, scope: Scope) -> None:
-        _closed(clause)
+        self._closed(clause)
         self._result.locks = True
+        for node in clause.locked_rels:
+            self._closed(node.range_var)
         named = {node.range_var.relname for node in clause.locked_rels}
         for item in scope.namespace.items:
             if named and item.name not in named:
@@ -1101,15 +1234,16 @@ class Analyzer:
         if kind == "column_ref":
             return self._column_ref(node, scope)
         if kind == "a_const":
-            _closed(node.a_const)
+            self._closed(node.a_const)
             return _Info(_constant_type(node.a_const), None, True, True)
         if kind == "param_ref":
+            self._closed(node.param_ref)
             return self._parameter(node.param_ref)
         method = getattr(self, f"_{kind}", None) if kind in _EXPRESSIONS else None
         if method is None:
             _refuse_kind(kind)
         message = getattr(node, kind)
-        _closed(message)
+        self._closed(message)
         info: _Info = method(node, message, scope)
         return info
 
@@ -1127,8 +1261,6 @@ class Analyzer:
             raise Refusal("ST-01", f"There is no parameter ${number}.", sqlstate="42P02")
         self._result.parameters.setdefault(number, []).append("")
         known = self._parameter_types[number - 1] if number <= len(self._parameter_types) else 0
-        if known in REG_TYPES:
-            raise Refusal("ST-04", "A parameter of an object identifier type is not supported.")
         return _Info(known or UNKNOWN, None, True, True)
 
     def _bool_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
@@ -1158,6 +1290,7 @@ class Analyzer:
             left, right = self._all((message.lexpr, message.rexpr), scope)
             return self._applied(name, left, right, BOOL)
         if kind in (pb.AEXPR_BETWEEN, pb.AEXPR_NOT_BETWEEN, pb.AEXPR_BETWEEN_SYM, pb.AEXPR_NOT_BETWEEN_SYM):
+            self._closed(message.rexpr.list)
             left, low, high = self._all((message.lexpr, *message.rexpr.list.items), scope)
             parts = [self._applied(op, left, bound, BOOL) for op, bound in ((">=", low), ("<=", high))]
             return _Info(BOOL, None, all(p.leakproof for p in parts), all(p.constant for p in parts))
@@ -1185,6 +1318,8 @@ class Analyzer:
         return self._applied(name, left, right, result)
 
     def _row_comparison(self, message: Any, name: str, scope: Scope) -> _Info:
+        self._closed(message.lexpr.row_expr)
+        self._closed(message.rexpr.row_expr)
         lefts = self._all(message.lexpr.row_expr.args, scope)
         rights = self._all(message.rexpr.row_expr.args, scope)
         if len(lefts) != len(rights):
@@ -1194,6 +1329,7 @@ class Analyzer:
 
     def _in_list(self, message: Any, name: str, scope: Scope) -> _Info:
         left = self._expression(message.lexpr, scope)
+        self._closed(message.rexpr.list)
         leakproof = left.leakproof
         constant = left.constant
         for item in message.rexpr.list.items:
@@ -1244,10 +1380,13 @@ class Analyzer:
         """Mark a constant or parameter as to be encoded under `label`; False if `node` is neither."""
         kind = kind_of(node)
         if kind == "type_cast":
-            _closed(node.type_cast)
+            self._closed(node.type_cast)
             found = self._type(node.type_cast.type_name)
+            if node.type_cast.type_name.typmods:
+                return False
             return found in TEXT_LIKE and self._encode_operand(node.type_cast.arg, label, seen=seen)
         if kind == "a_const":
+            self._closed(node.a_const)
             if node.a_const.isnull:
                 return True
             if node.a_const.WhichOneof("val") != "sval":
@@ -1255,6 +1394,7 @@ class Analyzer:
             self._result.sites.append(LiteralSite(node, node.a_const.sval.sval, label.transformation))
             return True
         if kind == "param_ref":
+            self._closed(node.param_ref)
             info = self._parameter(node.param_ref)
             if info.type not in TEXT_LIKE:
                 return False
@@ -1309,7 +1449,7 @@ class Analyzer:
             infos.append(subject)
         results = []
         for when in message.args:
-            _closed(when.case_when)
+            self._closed(when.case_when)
             condition, value = self._all((when.case_when.expr, when.case_when.result), scope)
             if subject is not None:
                 condition = self._applied("=", subject, condition, BOOL)
@@ -1323,7 +1463,9 @@ class Analyzer:
 
     def _coalesce_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         infos = self._all(message.args, scope)
-        return _Info(_common(infos), None, all(i.leakproof for i in infos), all(i.constant for i in infos))
+        kind = _common(infos)
+        leakproof = kind is not None and all(i.leakproof for i in infos)
+        return _Info(kind, None, leakproof, all(i.constant for i in infos))
 
     def _min_max_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         infos = self._all(message.args, scope)
@@ -1341,6 +1483,7 @@ class Analyzer:
             return self._session_value(node, name)
         counting = schema in (None, "pg_catalog") and name == "count"
         infos: list[_Info] = []
+        bare = len(self._bare)
         for argument in message.args:
             if kind_of(argument) == "named_arg_expr":
                 raise _unsupported("A named argument")
@@ -1351,6 +1494,8 @@ class Analyzer:
                 self._unlabelled(argument, info)
             infos.append(info)
         if message.agg_within_group:
+            for node in message.agg_order:
+                self._closed(node.sort_by)
             infos += self._all([node.sort_by.node for node in message.agg_order], scope)
         else:
             self._sort(message.agg_order, scope, ())
@@ -1367,9 +1512,14 @@ class Analyzer:
                 raise _function_refusal(name)
             self._functions.add(f"{candidate.schema}.{candidate.name}")
         aggregate = any(c.kind in "aw" for c in candidates)
-        self._aggregate_seen = self._aggregate_seen or aggregate
-        constant = bool(infos) and all(i.constant for i in infos) and not aggregate
+        if aggregate and not message.HasField("over"):
+            del self._bare[bare:]
+        volatile = any(c.volatility == "v" for c in candidates)
+        self._volatile_seen = self._volatile_seen or volatile
+        constant = bool(infos) and all(i.constant for i in infos) and not aggregate and not volatile
         leakproof = not aggregate and all(i.leakproof for i in infos)
+        if volatile and (infos or any(c.schema != "pg_catalog" for c in candidates)):
+            leakproof = False
         if leakproof and not all(i.constant for i in infos):
             leakproof = all(
                 self._purity.leakproof(c.oid)
@@ -1383,6 +1533,7 @@ class Analyzer:
     def _session_value(self, node: Node, name: str) -> _Info:
         """``current_schema`` and the like are answered from proxy state: the upstream's own are not the agent's."""
         node.CopyFrom(tree.cast(tree.text_constant(self._session_values[name]), "pg_catalog", "name"))
+        self._built(node)
         return _Info(19, None, True, True)
 
     def _sqlvalue_function(self, node: Node, message: Any, _scope: Scope) -> _Info:
@@ -1411,16 +1562,17 @@ class Analyzer:
             raise _token_refusal(info.label, "be cast")
         if not self._resolver.castable(info.type, wanted):
             raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
+        # A modifier runs code: numeric(3,0) raises for larger numbers.
         leakproof = info.leakproof and (
             info.constant
-            or info.type == wanted
-            or bool(info.type and self._resolver.binary_coercible(info.type, wanted))
+            or (info.type == wanted and not message.type_name.typmods)
+            or bool(info.type and not message.type_name.typmods and self._resolver.binary_coercible(info.type, wanted))
         )
         return _Info(self._base(wanted), None, leakproof, info.constant)
 
     def _type(self, name: Any) -> int:
         """Resolve a TypeName to its OID and qualify it.  Raises `Refusal`."""
-        _closed(name)
+        self._closed(name)
         names = tuple(part.string.sval for part in name.names)
         found = self._resolver.type_by_name(names)
         if found is not None and found.oid in REG_TYPES:
@@ -1430,6 +1582,7 @@ class Analyzer:
         for modifier in name.typmods:
             if kind_of(modifier) != "a_const":
                 raise _unsupported("This type modifier")
+            self._closed(modifier.a_const)
         if found.schema != "pg_catalog" and len(names) == 1:
             del name.names[:]
             name.names.extend([tree.string(found.schema), tree.string(found.name)])
@@ -1440,11 +1593,11 @@ class Analyzer:
             _refuse_kind(kind_of(message.subselect))
         kind = message.sub_link_type
         before, loose = self._references, self._loose
-        was = self._in_predicate, self._in_qual, self._aggregate_seen
+        was = self._in_predicate, self._in_qual
         self._references, self._loose = {}, {}
         self._in_predicate = self._in_qual = False
-        fields, _inner = self._select(message.subselect.select_stmt, scope)
-        self._in_predicate, self._in_qual, self._aggregate_seen = was
+        fields, inner = self._select(message.subselect.select_stmt, scope)
+        self._in_predicate, self._in_qual = was
         correlated = bool(self._loose)
         self._references = {**before, **self._references}
         self._loose = {**loose, **self._loose}
@@ -1463,6 +1616,11 @@ class Analyzer:
                 self._equality_on(left.label, right.label)
                 return _Info(BOOL, None, left.leakproof and right.plain and not correlated)
             applied = self._applied(name, left, _Info(right.type, None, right.plain), BOOL)
+            if not applied.leakproof:
+                # It may become a join, whose condition sinks to the relations below.
+                self._result.sites.append(
+                    FenceSite(Item("", "derived", fields, node=message.subselect.select_stmt, inner=inner))
+                )
             return _Info(BOOL, None, applied.leakproof and not correlated)
         if kind == pb.EXPR_SUBLINK:
             if len(fields) != 1:
@@ -1476,9 +1634,9 @@ class Analyzer:
 
     def _a_array_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         infos = self._all(message.elements, scope)
-        return _Info(
-            self._array_of(_common(infos)), None, all(i.leakproof for i in infos), all(i.constant for i in infos)
-        )
+        kind = self._array_of(_common(infos))
+        leakproof = kind is not None and all(i.leakproof for i in infos)
+        return _Info(kind, None, leakproof, all(i.constant for i in infos))
 
     def _row_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         self._all(message.args, scope)
@@ -1489,7 +1647,7 @@ class Analyzer:
         for part in message.indirection:
             if kind_of(part) != "a_indices":
                 raise _unsupported("Field selection from a composite value")
-            _closed(part.a_indices)
+            self._closed(part.a_indices)
             for name in ("lidx", "uidx"):
                 if part.a_indices.HasField(name):
                     self._all([getattr(part.a_indices, name)], scope)
@@ -1509,7 +1667,6 @@ class Analyzer:
     def _grouping_func(self, _node: Node, message: Any, scope: Scope) -> _Info:
         for node in message.args:
             self._expression(node, scope)
-        self._aggregate_seen = True
         return _Info(INT4, None, False)
 
     def _unlabelled(self, node: Node, info: _Info) -> None:
@@ -1589,21 +1746,35 @@ def _refuse_kind(kind: str) -> NoReturn:
     raise Refusal("ST-02", f"Statements that contain {words} are not understood, so they are denied.", sqlstate="0A000")
 
 
-def _closed(message: Any) -> None:
-    """Refuse a message that has a field which the walk does not know."""
-    name = message.DESCRIPTOR.name
-    allowed = FIELDS.get(name)
-    if allowed is None:
-        _refuse_kind(name)
-    for descriptor, _value in message.ListFields():
-        if descriptor.name not in allowed:
-            _refuse_kind(f"{name} with {descriptor.name}")
-
-
 def _own_identifier(*names: str) -> None:
     for name in names:
         if name.startswith(HIDDEN):
             raise Refusal("ST-02", f'Identifiers that begin with "{HIDDEN}" are reserved.', sqlstate="42939")
+
+
+def _relations_of(item: Item) -> list[Item]:
+    """The governed relations that an item is or holds."""
+    if item.kind in ("relation", "target"):
+        return [item]
+    return [relation for part in item.arguments for relation in _relations_of(part)] or item.inner
+
+
+def _with_arguments(item: Item) -> list[Item]:
+    """`item`, and for a function in FROM what its arguments read."""
+    return [item, *(part for argument in item.arguments for part in _with_arguments(argument))]
+
+
+def _alike(one: Label, other: Label) -> bool:
+    return one.token_domain == other.token_domain and one.transformation == other.transformation
+
+
+def _name_outputs(select: Any, fields: Sequence[Field]) -> None:
+    """Write the names of a sub-select's columns out, so that PostgreSQL cannot find others for them."""
+    while select.op != pb.SETOP_NONE:
+        select = select.larg
+    for node, known in zip(select.target_list, fields, strict=False):
+        if not node.res_target.name and kind_of(node.res_target.val) != "column_ref":
+            node.res_target.name = known.name
 
 
 def _namespace_of(item: Item) -> Namespace:

@@ -159,6 +159,10 @@ class Resolver:
         cast = self.catalog.casts.get((source, target))
         return cast is not None and cast.method == "b" and cast.context == "i"
 
+    def harmless(self, oid: int) -> bool:
+        """True if an agent may have the type's input function run: on constants and parameters."""
+        return self._harmless(oid)
+
     def castable(self, source: int | None, target: int) -> bool:
         """True if an agent may write this explicit cast: it exists, and runs only the server's own, harmless code.
 
