@@ -11,11 +11,16 @@ HOT := $(addprefix grille/,$(addsuffix .py,protocols/postgres/framing protocols/
 	protocols/postgres/state protocols/postgres/pipeline protocols/postgres/lexer protocols/postgres/codecs \
 	tokenization/ff1 audit/chain audit/records audit/encoding proxy/relay))
 
+COMPILER = command -v cc >/dev/null && \
+	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: requirements.lock
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Grille needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
@@ -24,7 +29,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@touch $@
 
 demo: $(VENV)/.runtime  ## the main job, end to end, on a real PostgreSQL; ends by itself
-	@command -v cc >/dev/null || echo "no C compiler: the pure-Python build is used"
+	@{ $(COMPILER); } || echo "no C compiler with Python's headers: the pure-Python build is used"
 	$(BIN)/python -m grille demo
 
 test: $(VENV)/.dev  ## lint, types, import rules and the test suite
@@ -32,10 +37,10 @@ test: $(VENV)/.dev  ## lint, types, import rules and the test suite
 	GRILLE_PLAIN=1 $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
 
 build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it says so and leaves the plain build
-	@if command -v cc >/dev/null; then \
+	@if $(COMPILER); then \
 		$(BIN)/cythonize --quiet -i -3 -j 2 -X annotation_typing=False $(HOT); \
 	else \
-		echo "no C compiler: the pure-Python build stays in use"; \
+		echo "no C compiler with Python's headers: the pure-Python build stays in use"; \
 	fi
 	@$(BIN)/python -c "import grille; print('build:', grille.build())"
 
