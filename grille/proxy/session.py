@@ -104,6 +104,8 @@ MAX_PENDING_BYTES: Final = 1024 * 1024
 MAX_RETRY_BYTES: Final = 64 * 1024
 """A unit above this is not run a second time after a change of the catalogue."""
 _WORKER_BITS: Final = 24
+IDLE_TRANSACTION_SECONDS: Final = 300.0
+"""How long a client may think while its transaction, or its unfinished unit, holds an upstream connection."""
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -267,6 +269,8 @@ class Session:
         self._startup_frames = StartupFrames()
         self._frames = Frames(frontend_limits(self._config.max_message_bytes, self._config.max_statement_bytes))
         self._timeout: asyncio.Timeout | None = None
+        self._half_since: float | None = None
+        """When the first byte came of a message that is not whole yet."""
         self._ending = False
         # the transaction
         self._status = "I"
@@ -442,6 +446,7 @@ class Session:
     async def _serve(self) -> None:
         while True:
             for kind, payload in self._frames:
+                self._half_since = None
                 await self._message(kind, payload)
                 if self._state.state is state.State.CLOSED:
                     return
@@ -455,9 +460,18 @@ class Session:
             self._frames.feed(data)
 
     async def _read(self) -> bytes:
-        """The next bytes.  Raises `Refusal` when half a message goes silent, or when the session has to end."""
+        """The next bytes.  Raises `Refusal` when the client is silent for too long, or when the session has to end."""
         loop = asyncio.get_running_loop()
-        silence = loop.time() + self._config.idle_message_timeout if self._frames.pending else None
+        now = loop.time()
+        silence: float | None = None
+        if not self._frames.pending:
+            self._half_since = None
+            if self._relay.connection is not None:
+                silence = now + IDLE_TRANSACTION_SECONDS
+        else:
+            # Counted from its first byte, so that a message that trickles in is ended too.
+            self._half_since = self._half_since or now
+            silence = self._half_since + self._config.idle_message_timeout
         while True:
             self._check_end()
             left = (self._agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
@@ -467,14 +481,19 @@ class Session:
                     return await self._stream.receive()
             except TimeoutError:
                 if silence is not None and loop.time() >= silence:
-                    raise Refusal(
-                        "WP-04",
-                        f"the rest of a message did not arrive within {self._config.idle_message_timeout:g} seconds",
-                        sqlstate="08P01",
-                        fatal=True,
-                    ) from None
+                    raise self._silent() from None
             finally:
                 self._timeout = None
+
+    def _silent(self) -> Refusal:
+        if self._half_since is None:
+            return Refusal("WP-04", TEMPLATES["25P03"], sqlstate="25P03", fatal=True)
+        return Refusal(
+            "WP-04",
+            f"the rest of a message did not arrive within {self._config.idle_message_timeout:g} seconds",
+            sqlstate="08P01",
+            fatal=True,
+        )
 
     def drain(self) -> None:
         """End now if the session is idle, else after its transaction."""

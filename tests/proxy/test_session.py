@@ -1218,6 +1218,27 @@ async def test_half_a_message_then_silence(make_world: MakeWorld) -> None:
     assert await client.at_end()
 
 
+async def test_a_message_that_trickles_in_is_ended_too(make_world: MakeWorld) -> None:
+    world = await make_world(listener={"idle_message_timeout": 0.3})
+    client = await world.client()
+    client.writer.write(b"Q\0\0\1\0")
+    begun = asyncio.get_running_loop().time()
+    while not client.reader._buffer and asyncio.get_running_loop().time() < begun + DEADLINE:  # type: ignore[attr-defined]
+        client.writer.write(b" ")
+        await asyncio.sleep(0.02)  # slower than the message is long, faster than the time-out
+    assert "WP-04" in error(await client.unit())["M"]
+
+
+async def test_a_transaction_may_not_idle_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grille.proxy.session.IDLE_TRANSACTION_SECONDS", 0.1)
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("INSERT INTO t VALUES (9400, 'x')")
+    assert error(await client.unit())["C"] == "25P03"
+    await until(lambda: world.services.pools["bank"].counts.in_use == 0)
+    assert world.direct("SELECT count(*) FROM t WHERE id = 9400") == [(0,)]
+
+
 @pytest.mark.parametrize("extended", [False, True])
 async def test_a_statement_of_64_mebibytes(world: World, extended: bool) -> None:
     client = await world.client()
