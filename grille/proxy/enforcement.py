@@ -30,7 +30,7 @@ from grille.policies.decision import (
 from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavailable, obligations_not_enforced
 from grille.protocols.operation import Operation
 from grille.protocols.postgres import lexer
-from grille.protocols.postgres.analysis import Analysis, Sensitive
+from grille.protocols.postgres.analysis import Analysis, Sensitive, unavailable_relation
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
@@ -411,7 +411,11 @@ class Enforcement:
         except Refusal as refusal:
             operation = refusal.operation
             if isinstance(operation, Operation) and operation.relations:
-                self._decide(agent, operation)
+                verdict, _cached = self._decide(agent, operation)
+                # What is wrong with a statement tells of its relations: first they must be the agent's to know.
+                for use in operation.relations:
+                    if use.qualified not in verdict.terms.relations:
+                        raise _identified(unavailable_relation(use.qualified), verdict) from None
             raise
 
     # Deciding

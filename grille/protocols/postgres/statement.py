@@ -24,6 +24,9 @@ from grille.protocols.postgres.tree import Node, kind_of, same_tree, walk
 MAX_NESTING: Final = 100
 """Parentheses and brackets open at once; beyond it the text is not given to the parser."""
 
+MAX_STATEMENTS: Final = 64
+"""In one text: each is analyzed, decided and recorded on its own, and each event shows the whole text."""
+
 MAX_OPERATORS: Final = 1000
 """Operator characters in one run; PostgreSQL's scanner needs quadratic time for nested comments without a space."""
 
@@ -150,6 +153,13 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
         if type(error).__name__ == "DecodeError":
             raise too_deep() from None
         raise
+    if len(result.stmts) > MAX_STATEMENTS:
+        raise Refusal(
+            "ST-06",
+            f"A text holds at most {MAX_STATEMENTS} statements.",
+            sqlstate="54000",
+            hint="Send it in parts, or insert several rows with one INSERT.",
+        )
     if not result.stmts:
         return [ParsedStatement(SessionCommand("empty"), None)]
     return [_classify(raw.stmt) for raw in result.stmts]
