@@ -50,7 +50,8 @@ from grille.proxy.node import (
     worker_name,
 )
 from grille.proxy.recorder import Recorder
-from grille.proxy.session import CancelTable, Quotas, Services, Session
+from grille.proxy.services import CancelTable, Quotas, Services
+from grille.proxy.session import Session
 from grille.proxy.telemetry import Metrics, start_logging
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamPool

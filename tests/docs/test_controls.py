@@ -26,7 +26,7 @@ from grille.proxy.demo.cluster import Cluster
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.errors import scrubbed_fields
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
-from grille.proxy.session import CancelTable
+from grille.proxy.services import CancelTable
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
 

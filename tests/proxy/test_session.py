@@ -47,7 +47,8 @@ from grille.proxy.demo.cluster import Cluster
 from grille.proxy.enforcement import Prepared, Understood
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.recorder import Recorder
-from grille.proxy.session import CancelTable, Quotas, Services, Session
+from grille.proxy.services import CancelTable, Quotas, Services
+from grille.proxy.session import Session
 from grille.proxy.stream import ByteStream
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import PINNED, UpstreamPool

@@ -1,0 +1,142 @@
+"""What the sessions of one worker share: cancel keys, quotas, and the parts that serve them all."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from grille.controls import Refusal
+from grille.policies.decision import Limits
+from grille.protocols.postgres.messages import BackendKeyData
+from grille.proxy.config import Config
+from grille.proxy.enforcement import Enforcement
+from grille.proxy.recorder import Recorder
+from grille.proxy.telemetry import Metrics
+from grille.proxy.upstream import UpstreamPool
+
+_WORKER_BITS: Final = 24
+
+
+class Cancellable(Protocol):
+    """A session, as the cancel table knows it."""
+
+    def cancel(self) -> None:
+        """Cancel the statement in flight, if there is one."""
+
+
+class CancelTable:
+    """Which session a cancel key belongs to.
+
+    The number that a client gets as its process id is unique on the node and carries the worker, so a request that
+    another worker has accepted can be ``forward``-ed (worker, number, secret).
+    """
+
+    def __init__(self, worker: int, forward: Callable[[int, int, bytes], None] | None = None) -> None:
+        self._worker = worker
+        self._forward = forward
+        self._numbers = itertools.count(1)
+        self._entries: dict[int, tuple[bytes, Cancellable]] = {}
+
+    def add(self, session: Cancellable, secret_bytes: int) -> BackendKeyData:
+        """A new key for this session."""
+        while True:
+            number = (self._worker & 0x7F) << _WORKER_BITS | next(self._numbers) & 0xFF_FFFF
+            if number not in self._entries and number:
+                break
+        secret = secrets.token_bytes(secret_bytes)
+        self._entries[number] = (secret, session)
+        return BackendKeyData(number, secret)
+
+    def remove(self, number: int) -> None:
+        """Forget a key."""
+        self._entries.pop(number, None)
+
+    def cancel(self, number: int, secret: bytes) -> bool:
+        """Cancel what the owner of this key runs.  False if there is no such key here; nobody else learns that."""
+        worker = number >> _WORKER_BITS
+        if worker != self._worker & 0x7F:
+            if self._forward is not None and 0 <= worker < 0x80:
+                self._forward(worker, number, secret)
+            return False
+        known, session = self._entries.get(number, (b"", None))
+        if not hmac.compare_digest(known, secret) or session is None:
+            return False
+        session.cancel()
+        return True
+
+
+class Quotas:
+    """The counters behind limits that span statements, by SPIFFE id; a worker gets its share of each."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = max(1, workers)
+        self._running: dict[str, int] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def count(self, spiffe_id: str, limits: Limits) -> None:
+        """Count one statement against its agent's rate.  Raises `Refusal` AC-06."""
+        if limits.statements_per_minute is None:
+            return
+        size = max(1.0, limits.statements_per_minute / self._workers)
+        now = time.monotonic()
+        tokens, since = self._buckets.get(spiffe_id, (size, now))
+        tokens = min(size, tokens + (now - since) * size / 60)
+        if tokens < 1:
+            self._buckets[spiffe_id] = (tokens, now)
+            raise Refusal(
+                "AC-06",
+                f"you have run more than {limits.statements_per_minute} statements a minute",
+                sqlstate="53400",
+                hint=f"Wait {60 / size:.1f} seconds between statements.",
+            )
+        self._buckets[spiffe_id] = (tokens - 1, now)
+
+    def enter(self, spiffe_id: str, limits: Limits) -> None:
+        """Count a session that begins to run statements; pairs with `leave`.  Raises `Refusal` AC-06."""
+        running = self._running.get(spiffe_id, 0)
+        if limits.concurrent is not None and running >= max(1, limits.concurrent // self._workers):
+            raise Refusal(
+                "AC-06",
+                f"more than {limits.concurrent} statements of yours would run at the same time",
+                sqlstate="53300",
+                hint="Wait for the ones that are running.",
+            )
+        self._running[spiffe_id] = running + 1
+
+    def leave(self, spiffe_id: str) -> None:
+        """Count a session that has ended its unit."""
+        running = self._running.get(spiffe_id, 0) - 1
+        if running > 0:
+            self._running[spiffe_id] = running
+        else:
+            self._running.pop(spiffe_id, None)
+
+
+@dataclass(eq=False)
+class Services:
+    """What a worker's sessions share.  Mappings are by the configured database name."""
+
+    config: Config
+    worker: int
+    workers: int
+    enforcement: Mapping[str, Enforcement]
+    pools: Mapping[str, UpstreamPool]
+    recorder: Recorder
+    metrics: Metrics
+    cancels: CancelTable
+    server_version: Callable[[str], str]
+    """The version of a database's server as it reports it, like ``18.4``."""
+    refresh: Callable[[str], Awaitable[object]]
+    """Read a database's catalogue anew, because a statement met one that had changed."""
+    quotas: Quotas = field(default_factory=Quotas)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def drain(self) -> None:
+        """Begin no transaction any more; `Session.drain` ends each session."""
+        self.draining.set()
