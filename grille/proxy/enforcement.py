@@ -60,7 +60,11 @@ from grille.tokenization.provider import TokenizationError, TokenProvider, Token
 TEXT_TYPES = frozenset({0, 25, 705, 1043, 1042})
 MAX_VARIANTS = 50
 """Kept-constant variants of one masked text that get a template; beyond it, its exact text is the key."""
+MAX_CONSTANTS = 1000
+"""A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
 PLAN_ENTRIES = 10_000
+CACHED_CHARACTERS = 1 << 26
+"""Of text, in each cache keyed by texts: large statements push out small ones before memory runs out."""
 DENIAL_SECONDS = 5.0
 """Longest time that a denial is reused."""
 
@@ -71,8 +75,12 @@ V = TypeVar("V")
 class Lru(Generic[K, V]):
     """A dictionary that forgets what was used longest ago, and counts its hits."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, weight: int | None = None) -> None:
+        """At most `size` entries, whose weights together are at most `weight`."""
         self._size = size
+        self._limit = weight
+        self._weight = 0
+        self._weights: dict[K, int] = {}
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.hits = 0
         self.misses = 0
@@ -86,16 +94,21 @@ class Lru(Generic[K, V]):
         self._entries.move_to_end(key)
         return found
 
-    def put(self, key: K, value: V) -> None:
-        if self._size <= 0:
+    def put(self, key: K, value: V, weight: int = 0) -> None:
+        if self._size <= 0 or (self._limit is not None and weight > self._limit):
             return
+        self._weight += weight - self._weights.get(key, 0)
+        self._weights[key] = weight
         self._entries[key] = value
         self._entries.move_to_end(key)
-        while len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+        while len(self._entries) > self._size or (self._limit is not None and self._weight > self._limit):
+            oldest, _value = self._entries.popitem(last=False)
+            self._weight -= self._weights.pop(oldest)
 
     def clear(self) -> None:
         self._entries.clear()
+        self._weights.clear()
+        self._weight = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -194,11 +207,11 @@ class Enforcement:
         self._epoch = ""
         self._resolver: Resolver | None = None
         self._purity: Purity | None = None
-        self._positions: Lru[object, frozenset[int] | int] = Lru(PLAN_ENTRIES)
+        self._positions: Lru[object, frozenset[int] | int] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         """Masked tokens -> positions that are parameters; an int counts the kept variants of a crowded key."""
-        self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES)
+        self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
-        self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES)
+        self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
 
     async def prepare(
         self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
@@ -348,7 +361,7 @@ class Enforcement:
         self, agent: Agent, text: str, types: tuple[int, ...]
     ) -> tuple[tuple[Understood, ...], tuple[bytes | None, ...]]:
         lexed = lexer.tokenize(text) if not types and len(text) <= self._max_statement else None
-        if lexed is not None and lexed.constants:
+        if lexed is not None and 0 < len(lexed.constants) <= MAX_CONSTANTS:
             template = self._template(lexed, text)
             if template is not None:
                 rendered, kept, values = template
@@ -358,14 +371,14 @@ class Enforcement:
                 if known is None:
                     known = self._read(agent, rendered, constant_types, is_template=True)
                     if known is not None:
-                        self.texts.put((rendered, constant_types, True), known)
+                        self.texts.put((rendered, constant_types, True), known, _weight(known))
                 if known is not None:
                     return known, tuple(constant.value.encode() for constant in values)
         key = (text, types, False)
         known = self.texts.get(key)
         if known is None:
             known = self._read(agent, text, types, is_template=False)
-            self.texts.put(key, known)
+            self.texts.put(key, known, _weight(known))
         return known, ()
 
     def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, object, list[lexer.Constant]] | None:
@@ -380,7 +393,7 @@ class Enforcement:
                 rendered = lexed.render(positions)[0]
                 if positions and not same_with_parameters(text, rendered, lexed, positions):
                     positions = frozenset()
-            self._positions.put(lexed.key, positions)
+            self._positions.put(lexed.key, positions, len(lexed.key))
         if isinstance(positions, int) or not positions:
             return None
         return lexed.render(positions)
@@ -534,7 +547,7 @@ class Enforcement:
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types)
         except Refusal as refusal:
             raise _identified(refusal, verdict) from None
-        self.plans.put(key, plan)
+        self.plans.put(key, plan, len(plan.sql))
         return plan
 
     # Values
@@ -578,6 +591,11 @@ class Enforcement:
                 hint="Try again later. Statements without tokenized columns go on.",
                 detail_for_audit=str(error),
             ) from None
+
+
+def _weight(understood: Sequence[Understood]) -> int:
+    """Characters that an entry of the text cache holds."""
+    return len(understood[0].text) * 2 + len(understood[0].shown)
 
 
 def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:

@@ -40,7 +40,7 @@ from grille.protocols.postgres.catalog import Catalog
 from grille.proxy.catalog import read_catalog
 from grille.proxy.config import Identity
 from grille.proxy.demo.cluster import Cluster
-from grille.proxy.enforcement import Enforcement
+from grille.proxy.enforcement import Enforcement, Lru
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
@@ -625,6 +625,36 @@ for name, expression in {CRASHERS!r}.items():
     controls = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     assert set(controls) == set(CRASHERS)
     assert set(controls.values()) <= {"ST-06", "ST-01"}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT " + ", ".join(["*"] * 80_000) + " FROM people",
+        "SELECT " + ", ".join(["id"] * 2000) + " FROM people",
+        "SELECT id FROM people ORDER BY " + ", ".join(["id"] * 2000),
+        "SELECT 1 FROM " + ", ".join(f"people p{i}" for i in range(2000)),
+        "WITH a0 AS (SELECT id FROM people), "
+        + ", ".join(f"a{i} AS (SELECT x.id FROM a{i - 1} x, a{i - 1} y)" for i in range(1, 60))
+        + " SELECT "
+        + ", ".join(["id"] * 1700)
+        + " FROM a59",
+    ],
+    ids=["stars", "columns", "order", "relations", "doubling WITH"],
+)
+def test_p5_a_small_text_does_not_grow_without_bound(bench: Bench, sql: str) -> None:
+    assert bench.run(sql) == ["ST-06"]
+
+
+def test_caches_are_bounded_by_size_too() -> None:
+    cache: Lru[int, int] = Lru(100, weight=10)
+    for key in range(20):
+        cache.put(key, key, 4)
+    assert len(cache) == 2
+    cache.put(50, 50, 11)
+    assert cache.get(50) is None
+    cache.put(19, 0, 10)
+    assert len(cache) == 1
 
 
 def test_p5_long_flat_texts_are_still_understood(bench: Bench) -> None:

@@ -37,6 +37,9 @@ NUMERIC: Final = 1700
 TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
 FIRST_USER_OID: Final = 16384
 REG_TYPES: Final = frozenset({24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191})
+MAX_COLUMNS: Final = 1664
+"""PostgreSQL's own limit on a select list (MaxTupleAttributeNumber)."""
+MAX_RELATIONS: Final = 500
 HIDDEN: Final = "grille:"
 """Identifiers that begin so are Grille's own and refused from agents."""
 
@@ -415,7 +418,8 @@ class Analyzer:
         """Returns the output columns and the governed relations below, also those that it reads of outer levels."""
         references, self._references = self._references, {}
         fields, inner = self._query(select, parent)
-        inner = [*inner, *(relation for item in self._references for relation in _relations_of(item))]
+        below = (relation for item in self._references for relation in _relations_of(item))
+        inner = list(dict.fromkeys([*inner, *below]))
         self._references = {**references, **self._references}
         for candidate in fields:
             if candidate.type == UNKNOWN:
@@ -424,6 +428,8 @@ class Analyzer:
 
     def _query(self, select: Any, parent: Scope) -> tuple[list[Field], list[Item]]:
         self._closed(select)
+        if max(len(select.sort_clause), len(select.group_clause), len(select.distinct_clause)) > MAX_COLUMNS:
+            raise _too_many_columns()
         scope = Scope(parent, Namespace(), {})
         inner: list[Item] = []
         if select.HasField("with_clause"):
@@ -766,6 +772,8 @@ class Analyzer:
         if names:
             item.fields = _renamed(item.fields, names)
         self._use(item, "read")
+        if len(self._result.items) >= MAX_RELATIONS:
+            raise Refusal("ST-06", f"A statement reads at most {MAX_RELATIONS} relations.", sqlstate="54000")
         self._result.items.append(item)
         self._result.sites.append(RelationSite(item))
         return _namespace_of(item)
@@ -1011,6 +1019,8 @@ class Analyzer:
         for node in targets:
             value = node.res_target.val
             parts = list(value.column_ref.fields) if kind_of(value) == "column_ref" else []
+            if len(expanded) > MAX_COLUMNS:
+                break
             if not parts or kind_of(parts[-1]) != "a_star":
                 expanded.append(node)
                 continue
@@ -1025,6 +1035,8 @@ class Analyzer:
             else:
                 item = self._find_item([part.string.sval for part in parts[:-1]], scope)
                 expanded += [tree.target(tree.column(item.name, f.name)) for f in item.fields]
+        if len(expanded) > MAX_COLUMNS:
+            raise _too_many_columns()
         if changed:
             copies = [pb.Node.FromString(node.SerializeToString()) for node in expanded]
             del targets[:]
@@ -1739,6 +1751,10 @@ def _function_refusal(name: str) -> Refusal:
 
 def _unsupported(what: str) -> Refusal:
     return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _too_many_columns() -> Refusal:
+    return Refusal("ST-06", f"A list of columns has more than {MAX_COLUMNS} entries.", sqlstate="54011")
 
 
 def _refuse_kind(kind: str) -> NoReturn:
