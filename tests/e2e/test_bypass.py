@@ -63,6 +63,7 @@ CREATE SEQUENCE counter;
 CREATE DOMAIN amounts AS numeric CHECK (VALUE > 0);
 CREATE DOMAIN present AS text NOT NULL;
 CREATE TYPE pair AS (a int, b text);
+CREATE TYPE hidden_mood AS ENUM ('good');
 CREATE FUNCTION leak(int) RETURNS int LANGUAGE plpgsql STABLE COST 0.0000001
   AS $$ BEGIN RAISE NOTICE 'leak:%', $1; RETURN $1; END $$;
 CREATE FUNCTION leak(text) RETURNS text LANGUAGE plpgsql STABLE COST 0.0000001
