@@ -100,7 +100,8 @@ def cpu_seconds(pids: tuple[int, ...]) -> float:
 
 def _make_database(cluster: Cluster, scale: int) -> None:
     environment = {**os.environ, "PGHOST": cluster.host, "PGPORT": str(cluster.port), "PGUSER": SUPERUSER}
-    subprocess.run(["psql", "-qc", f"CREATE DATABASE {DATABASE}", "postgres"], env=environment, check=True)
+    psql = str((debian_binaries(15) or Path()) / "psql")
+    subprocess.run([psql, "-qc", f"CREATE DATABASE {DATABASE}", "postgres"], env=environment, check=True)
     subprocess.run(
         [pgbench(), "-i", "-q", "-s", str(scale), DATABASE], env=environment, check=True, capture_output=True
     )

@@ -160,9 +160,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    chosen = parser().parse_args(arguments)
     try:
-        return _run(chosen)
+        try:
+            return _run(parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

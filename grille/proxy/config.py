@@ -51,7 +51,7 @@ class Listener(_Section, frozen=True, kw_only=True):
     """Agents' connections a worker; more are refused with 53300."""
     max_message_bytes: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024
     """Largest message an agent may send; a larger one closes its connection."""
-    max_statement_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024
+    max_statement_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024
     """Longest SQL text; a longer one is refused before it is parsed."""
 
 

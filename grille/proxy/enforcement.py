@@ -58,8 +58,6 @@ from grille.tokenization import masking
 from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
 
 TEXT_TYPES = frozenset({0, 25, 705, 1043, 1042})
-MAX_VARIANTS = 50
-"""Kept-constant variants of one masked text that get a template; beyond it, its exact text is the key."""
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
 PLAN_ENTRIES = 10_000
@@ -186,8 +184,7 @@ class Enforcement:
         provider: TokenProvider,
         sensitive: Mapping[str, Sensitive],
         functions: Sequence[str] = (),
-        configuration: str,
-        max_statement: int = 262_144,
+        max_statement: int = 65_536,
         decision_entries: int = 100_000,
         on_decision: Callable[[Verdict], None] | None = None,
     ) -> None:
@@ -201,14 +198,13 @@ class Enforcement:
             relation, _, column = key.rpartition(".")
             self._by_relation.setdefault(relation, {})[column] = value
         self._functions = tuple(functions)
-        self._configuration = configuration
         self._max_statement = max_statement
         self._on_decision = on_decision
         self._epoch = ""
         self._resolver: Resolver | None = None
         self._purity: Purity | None = None
-        self._positions: Lru[object, frozenset[int] | int] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
-        """Masked tokens -> positions that are parameters; an int counts the kept variants of a crowded key."""
+        self._positions: Lru[object, frozenset[int]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
+        """Masked tokens -> which constants become parameters."""
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
@@ -394,7 +390,7 @@ class Enforcement:
                 if positions and not same_with_parameters(text, rendered, lexed, positions):
                     positions = frozenset()
             self._positions.put(lexed.key, positions, len(lexed.key))
-        if isinstance(positions, int) or not positions:
+        if not positions:
             return None
         return lexed.render(positions)
 

@@ -64,7 +64,6 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
             for column in config.columns
         },
         functions=database.functions,
-        configuration=config.fingerprint,
         max_statement=config.listener.max_statement_bytes,
     )
     print(f"agent       {agent.spiffe_id} -> database {agent.database}")

@@ -301,7 +301,6 @@ class Worker:
                     provider=self._provider,
                     sensitive=sensitive,
                     functions=database.functions,
-                    configuration=config.fingerprint,
                     max_statement=config.listener.max_statement_bytes,
                     decision_entries=config.policy.cache_entries,
                 )

@@ -83,7 +83,6 @@ def enforcement(cluster: Cluster) -> Enforcement:
         provider=EmbeddedProvider([SSN], [Key("fpe", 1, bytes(32))]),
         sensitive={"public.customers.ssn": Sensitive("ssn", "ssn")},
         functions=["public.leak(integer)"],
-        configuration="",
     )
 
 

@@ -152,7 +152,6 @@ def enforcement(server: Cluster) -> Enforcement:
             bank.TRANSFORMATIONS, [Key("fpe", 1, bytes(range(32))), Key("siv", 1, bytes(range(64)))]
         ),
         sensitive={name: Sensitive(each, domains[each]) for name, each in bank.SENSITIVE.items()},
-        configuration="",
     )
 
 

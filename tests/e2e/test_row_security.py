@@ -89,7 +89,6 @@ class Bench:
             pdp=lambda: engine,
             provider=None,  # type: ignore[arg-type]  # no column of this schema is tokenized
             sensitive={f"public.customers.{name}": Sensitive(None, None) for name in ("ssn", "card_number", "email")},
-            configuration="",
         )
         identity = Identity(spiffe_id=TELLER, database=self.database, attributes={"branch": "0042"})
         self.agent: Agent = Registry([identity]).agent(
