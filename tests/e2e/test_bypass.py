@@ -160,7 +160,7 @@ class Bench:
         self.catalog = catalog
         self.enforcement = Enforcement(
             database=database, catalog=lambda: catalog, pdp=Policy, provider=PROVIDER, sensitive=SENSITIVE,
-            functions=FUNCTIONS,
+            functions=FUNCTIONS, max_statement=262_144,
         )  # fmt: skip
         name = "spiffe://bank.example/ns/service/sa/assistant"
         identity = Identity(spiffe_id=name, database=database, attributes={"branch": "0042"})
