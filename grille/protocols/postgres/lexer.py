@@ -1,4 +1,5 @@
-r"""The closed lexical subset in which a text's constants can be told from its structure (design review, section 2).
+r"""The closed lexical subset in which a text's constants can be told from its structure 
+(docs/decisions/0003-plans-from-templates.md).
 
 A text outside the subset is never cut: its exact text is its own template.  Within it, tokens end where PostgreSQL's
 own scanner ends them, whatever its version and settings; the fuzz test compares both.  The subset:

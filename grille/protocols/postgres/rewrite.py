@@ -1,9 +1,8 @@
 """An understood statement and the terms of a decision become a `Plan`: the text that is sent, and its slots.
 
-The form is that of the design review, section 3: every governed relation becomes a flattenable subselect with the
+The form (docs/decisions/0002-flat-guarded-filters.md): every governed relation becomes a flattenable subselect with the
 policy, the policy again as a hidden last column, and an OID pin; conditions that are not leakproof get a CASE guard;
-derived tables that such a condition reads get ``OFFSET 0``.  Writes get a raising check as first RETURNING item
-(section 4).
+derived tables that such a condition reads get ``OFFSET 0``.  Writes get a raising check as first RETURNING item.
 """
 
 from __future__ import annotations
@@ -528,7 +527,7 @@ def _raise(setting: str) -> Node:
 
 
 def _pin(relation: Relation) -> Node:
-    """True while the name still means the relation that was checked; raises after a swap (design review, 1)."""
+    """True while the name still means the relation that was checked; raises after a swap of names."""
     quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (relation.schema, relation.name))
     current = tree.cast(tree.cast(tree.text_constant(quoted), "pg_catalog", "regclass"), "pg_catalog", "oid")
     expected = tree.cast(tree.text_constant(str(relation.oid)), "pg_catalog", "oid")

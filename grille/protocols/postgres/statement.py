@@ -363,7 +363,8 @@ def _constant_text(constant: Any) -> str:
 
 
 def template_positions(text: str, lexed: Lexed) -> frozenset[int]:
-    """Which constants of `lexed` may become parameters (design review, section 2, rule 4).
+    """Which constants of `lexed` may become parameters 
+    (docs/decisions/0003-plans-from-templates.md).
 
     A constant may if it is the direct operand of a comparison, BETWEEN or IN with a bare column opposite, or a direct
     value in INSERT ... VALUES or UPDATE SET; all others stay in the template.
