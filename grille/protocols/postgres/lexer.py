@@ -1,4 +1,4 @@
-r"""The closed lexical subset in which a text's constants can be told from its structure 
+r"""The closed lexical subset in which a text's constants can be told from its structure
 (docs/decisions/0003-plans-from-templates.md).
 
 A text outside the subset is never cut: its exact text is its own template.  Within it, tokens end where PostgreSQL's

@@ -363,7 +363,7 @@ def _constant_text(constant: Any) -> str:
 
 
 def template_positions(text: str, lexed: Lexed) -> frozenset[int]:
-    """Which constants of `lexed` may become parameters 
+    """Which constants of `lexed` may become parameters
     (docs/decisions/0003-plans-from-templates.md).
 
     A constant may if it is the direct operand of a comparison, BETWEEN or IN with a bare column opposite, or a direct
