@@ -431,6 +431,13 @@ class Enforcement:
 
     def _decide(self, agent: Agent, operation: Operation) -> tuple[Verdict, bool]:
         """The verdict for one operation, cached by L1.  Raises `Refusal` if it is no."""
+        try:
+            return self._verdict(agent, operation)
+        except Refusal as refusal:
+            refusal.operation = operation
+            raise
+
+    def _verdict(self, agent: Agent, operation: Operation) -> tuple[Verdict, bool]:
         pdp = self._pdp()
         key = (agent.fingerprint, agent.database, operation, pdp.revision, self._epoch)
         verdict = self.decisions.get(key)

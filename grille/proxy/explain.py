@@ -12,7 +12,9 @@ import asyncpg
 import msgspec
 
 from grille.controls import Refusal
-from grille.policies.wasm import BundleError
+from grille.policies.pdp import DecisionError, PolicyUnavailable
+from grille.policies.wasm import BundleError, WasmEngine
+from grille.protocols.operation import Operation
 from grille.protocols.postgres.analysis import Sensitive
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
@@ -75,17 +77,23 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
     try:
         all_prepared = await enforcement.prepare(agent, text, simple=True)
     except Refusal as refusal:
-        _print_refusal(agent, refusal)
+        _print_refusal(agent, refusal, engine)
         return 1
     for prepared in all_prepared:
         _print_prepared(agent, prepared)
     return 0
 
 
-def _print_refusal(agent: Agent, refusal: Refusal) -> None:
+def _print_refusal(agent: Agent, refusal: Refusal, engine: WasmEngine) -> None:
     operation = refusal.operation
-    if operation is not None:
+    if isinstance(operation, Operation):
         _print_json("operation", operation)
+        document = policy_input(agent, operation)
+        _print_json("policy input", document)
+        try:
+            _print_json("decision", engine.decide(msgspec.json.encode(document)))
+        except (PolicyUnavailable, DecisionError) as error:
+            print(f"\ndecision\n  none: {error}")
     print(f"\nDENIED      {refusal.sqlstate} [{refusal.control}] {refusal.message}")
     if refusal.hint:
         print(f"hint        {refusal.hint}")

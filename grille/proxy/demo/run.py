@@ -458,7 +458,10 @@ class _Demo:
         self._console.print("\nRunning until Ctrl-C.", style="bold")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            while True:
+                signal.pause()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     # how it is told
 
