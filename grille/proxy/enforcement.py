@@ -254,6 +254,18 @@ class Enforcement:
         self, agent: Agent, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
     ) -> tuple[list[int], list[bytes | None]]:
         """Fill the slots of a plan: formats and values of every upstream parameter.  Raises `Refusal`."""
+        try:
+            return await self._fill(prepared, formats, values)
+        except Refusal as refusal:
+            refusal.template = prepared.understood.shown
+            refusal.operation = prepared.understood.operation
+            if prepared.verdict is not None:
+                raise _identified(refusal, prepared.verdict) from None
+            raise
+
+    async def _fill(
+        self, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
+    ) -> tuple[list[int], list[bytes | None]]:
         plan, verdict = prepared.plan, prepared.verdict
         if plan is None or verdict is None:
             raise Refusal("ST-05", "This statement takes no parameters.", sqlstate="08P01")

@@ -153,6 +153,7 @@ class Run:
         "decoded",
         "error",
         "intent",
+        "local",
         "mark",
         "portal",
         "refusal",
@@ -176,6 +177,8 @@ class Run:
         self.bytes = 0
         self.decoded = 0
         self.intent = ""
+        self.local = False
+        """The proxy answered it by itself."""
         self.mark = -1
         self.refusal: Refusal | None = None
         self.tokenize = 0.0
@@ -620,7 +623,7 @@ class Relay:
         """Send what is gathered before the unit has ended, once intents are kept; waits for a slow client."""
         if not self.streamed:
             for run in self.runs:
-                if run.intent:
+                if run.intent or run.local:
                     continue
                 try:
                     await self._keep_intent(run)

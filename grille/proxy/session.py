@@ -509,6 +509,7 @@ class Session:
         if answer is not None:
             self._refuse_in_failed_transaction("select")
             self._say(answer.description() + answer.messages())
+            self._answered(Portal(Statement(text, (), _local(None), chain, answer), _local(None)), answer.tag)
             await self._sync()
             return
         all_prepared = await self._enforcement.prepare(self._agent, text, (), simple=True)
@@ -657,6 +658,7 @@ class Session:
         portal.done = True
         if portal.statement.answer is not None:
             self._say(portal.statement.answer.messages(portal.result_formats))
+            self._answered(portal, portal.statement.answer.tag)
         elif prepared.command is not None:
             await self._command(prepared.command, portal)
 
@@ -857,7 +859,7 @@ class Session:
     async def _lost(self, lost: UpstreamLost) -> None:
         """The upstream connection is gone: nobody knows what became of the writes of this unit."""
         for run in self._relay.runs:
-            if run.sqlstate == "" and run.refusal is None:
+            if run.sqlstate == "" and run.refusal is None and not run.local:
                 run.status = "unknown" if _writes(run.portal.prepared) or run.portal.prepared.plan is None else "error"
                 run.sqlstate = "08006"
                 run.error = lost.detail_for_audit or ""
@@ -909,7 +911,7 @@ class Session:
         if not relay.out or self._stale:
             return
         for run in relay.runs:
-            if not run.intent:
+            if not run.intent and not run.local:
                 await self._keep_intent(run)
         relay.streamed = True
         self._stream.send(bytes(relay.out))
@@ -1030,6 +1032,17 @@ class Session:
     # session commands
 
     async def _command(self, command: SessionCommand, portal: Portal) -> None:
+        await self._obey(command, portal)
+        if not self._failed and all(run.portal is not portal for run in self._relay.runs):
+            self._answered(portal, _TAGS.get(command.kind, command.kind.upper()))
+
+    def _answered(self, portal: Portal, tag: str) -> None:
+        """Note a statement that the proxy answered by itself: it has an event too."""
+        run = Run(portal)
+        run.tag, run.local = tag, True
+        self._relay.runs.append(run)
+
+    async def _obey(self, command: SessionCommand, portal: Portal) -> None:
         kind = command.kind
         if kind in _CONTROL:
             await self._transaction(command, portal)
@@ -1319,6 +1332,8 @@ class Session:
             if understood.operation is not None:
                 more["relations"] = _relations(understood.operation, prepared)
                 more["functions"] = understood.operation.functions
+        # What the proxy answers for drivers is a closed set of texts without constants.
+        shown = portal.statement.text if portal.statement.answer is not None else understood.shown
         if intent:
             outcome = Outcome("intent")
         else:
@@ -1338,8 +1353,8 @@ class Session:
             self._level(prepared) if plan is not None else "process",
             run.began,
             chain=portal.statement.chain or self._chain,
-            template=understood.shown,
-            template_sha256=_sha256(understood.shown),
+            template=shown,
+            template_sha256=_sha256(shown),
             statement_bytes=len(portal.statement.text.encode()),
             values=portal.values,
             outcome=outcome,

@@ -401,6 +401,8 @@ async def test_a_value_that_does_not_fit_is_refused_on_write_and_finds_nothing_o
         await enforcement.bind(SERVICE, prepared, (), ())
     assert caught.value.control == "TK-02"
     assert "garbage" not in caught.value.message
+    assert caught.value.template == "UPDATE customers SET ssn = $1 WHERE id = $2"
+    assert caught.value.decision_id
     prepared = await _one(enforcement, SERVICE, "SELECT id FROM customers WHERE ssn = 'garbage-12'")
     _formats, bound = await enforcement.bind(SERVICE, prepared, (), ())
     assert b"garbage-12" not in bound

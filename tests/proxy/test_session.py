@@ -587,6 +587,15 @@ async def test_an_empty_transaction_never_reaches_the_database(world: World) -> 
     assert world.services.pools["bank"].counts.opened == 0
 
 
+async def test_what_the_proxy_answers_itself_is_recorded_too(world: World) -> None:
+    client = await world.client()
+    for text in ("SET TimeZone = 'Asia/Tokyo'", "SHOW TimeZone", "BEGIN", "ROLLBACK", "SELECT version()"):
+        await client.query(text)
+    kept = [(event.outcome.status, event.outcome.tag) for event in world.statements() if event.outcome is not None]
+    assert kept == [("ok", tag) for tag in ("SET", "SHOW", "BEGIN", "ROLLBACK", "SELECT 1")]
+    assert world.statements()[-1].template == "SELECT version()"
+
+
 async def test_commit_and_rollback(world: World) -> None:
     client = await world.client()
     await client.query("BEGIN ISOLATION LEVEL SERIALIZABLE")
