@@ -1,7 +1,7 @@
 """Where agents arrive: from an accepted socket to a session over mutual TLS, or to a refusal.
 
 Before TLS the socket is read by hand, byte for byte what one request needs, so that nothing sent in clear can be left
-in a buffer and be taken for authenticated later (docs/decisions/peek-before-tls.md).  PostgreSQL documentation:
+in a buffer and be taken for authenticated later (docs/decisions/0009-peek-before-tls.md).  PostgreSQL documentation:
 chapter 54.2.10, "SSL Session Encryption", and 54.2.8, "Canceling Requests in Progress".
 """
 
