@@ -57,7 +57,6 @@ from grille.proxy.identity import Agent
 from grille.tokenization import masking
 from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
 
-TEXT_TYPES = frozenset({0, 25, 705, 1043, 1042})
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
 PLAN_ENTRIES = 10_000
@@ -142,7 +141,6 @@ class Understood(msgspec.Struct, frozen=True):
     is_template: bool
     shown: str
     """`text` with every constant replaced: what the audit event shows."""
-    parameters: int = 0
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -178,7 +176,6 @@ class Enforcement:
     def __init__(
         self,
         *,
-        database: str,
         catalog: Callable[[], Catalog],
         pdp: Callable[[], PolicyDecisionPoint],
         provider: TokenProvider,
@@ -186,9 +183,7 @@ class Enforcement:
         functions: Sequence[str] = (),
         max_statement: int = 65_536,
         decision_entries: int = 100_000,
-        on_decision: Callable[[Verdict], None] | None = None,
     ) -> None:
-        self._database = database
         self._catalog = catalog
         self._pdp = pdp
         self._provider = provider
@@ -199,7 +194,6 @@ class Enforcement:
             self._by_relation.setdefault(relation, {})[column] = value
         self._functions = tuple(functions)
         self._max_statement = max_statement
-        self._on_decision = on_decision
         self._epoch = ""
         self._resolver: Resolver | None = None
         self._purity: Purity | None = None
@@ -372,16 +366,13 @@ class Enforcement:
         if lexed is not None and 0 < len(lexed.constants) <= MAX_CONSTANTS:
             template = self._template(lexed, text)
             if template is not None:
-                rendered, kept, values = template
-                del kept
+                rendered, values = template
                 constant_types = tuple(constant.type_oid for constant in values)
                 known = self.texts.get((rendered, constant_types, True))
                 if known is None:
                     known = self._read(agent, rendered, constant_types, is_template=True)
-                    if known is not None:
-                        self.texts.put((rendered, constant_types, True), known, _weight(known))
-                if known is not None:
-                    return known, tuple(constant.value.encode() for constant in values)
+                    self.texts.put((rendered, constant_types, True), known, _weight(known))
+                return known, tuple(constant.value.encode() for constant in values)
         key = (text, types, False)
         known = self.texts.get(key)
         if known is None:
@@ -389,8 +380,8 @@ class Enforcement:
             self.texts.put(key, known, _weight(known))
         return known, ()
 
-    def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, object, list[lexer.Constant]] | None:
-        """The template of a text, or None if its exact text is the key."""
+    def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, list[lexer.Constant]] | None:
+        """The template of a text and its constants, or None if its exact text is the key."""
         positions = self._positions.get(lexed.key)
         if positions is None:
             parsed = parse_text(text, limit=self._max_statement)
@@ -404,7 +395,8 @@ class Enforcement:
             self._positions.put(lexed.key, positions, len(lexed.key))
         if not positions:
             return None
-        return lexed.render(positions)
+        rendered, _kept, values = lexed.render(positions)
+        return rendered, values
 
     def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:
         found = []
@@ -420,9 +412,8 @@ class Enforcement:
                 continue
             action = statement.action
             analysis = self._analyze(agent, statement, types)
-            count = max([len(types), *analysis.parameters])
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
-            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, shown, count))
+            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, shown))
         return tuple(found)
 
     def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]) -> Analysis:
@@ -458,8 +449,6 @@ class Enforcement:
             verdict = self._ask(agent, operation, pdp)
             if verdict.expires:
                 self.decisions.put(key, verdict)
-        if self._on_decision is not None:
-            self._on_decision(verdict)
         decision = verdict.decision
         if not decision.allow:
             refusal = Refusal(

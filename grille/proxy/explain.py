@@ -57,7 +57,6 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
         return 1
     domains = {each.name: each.token_domain for each in config.transformations}
     enforcement = Enforcement(
-        database=database.name,
         catalog=lambda: catalog,
         pdp=lambda: engine,
         provider=keys.token_provider(config),

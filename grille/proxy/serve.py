@@ -295,7 +295,6 @@ class Worker:
             workers=self._workers,
             enforcement={
                 database.name: Enforcement(
-                    database=database.name,
                     catalog=self._catalog_of(database.name),
                     pdp=lambda: self._bundle.current,
                     provider=self._provider,

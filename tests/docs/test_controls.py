@@ -77,7 +77,6 @@ def enforcement(cluster: Cluster) -> Enforcement:
     catalog = asyncio.run(read())
     policy = ForgetfulPolicy()
     return Enforcement(
-        database="bank",
         catalog=lambda: catalog,
         pdp=lambda: policy,
         provider=EmbeddedProvider([SSN], [Key("fpe", 1, bytes(32))]),

@@ -145,7 +145,6 @@ def enforcement(server: Cluster) -> Enforcement:
     engine = WasmEngine(bundle.read(DEMO), "grille/decision", timeout=5)
     domains = {each.name: each.token_domain for each in bank.TRANSFORMATIONS}
     return Enforcement(
-        database=bank.DATABASE,
         catalog=lambda: catalog,
         pdp=lambda: engine,
         provider=EmbeddedProvider(

@@ -159,7 +159,7 @@ class Bench:
         catalog = asyncio.run(self._catalog(cluster, database))
         self.catalog = catalog
         self.enforcement = Enforcement(
-            database=database, catalog=lambda: catalog, pdp=Policy, provider=PROVIDER, sensitive=SENSITIVE,
+            catalog=lambda: catalog, pdp=Policy, provider=PROVIDER, sensitive=SENSITIVE,
             functions=FUNCTIONS, max_statement=262_144,
         )  # fmt: skip
         name = "spiffe://bank.example/ns/service/sa/assistant"

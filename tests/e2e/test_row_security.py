@@ -84,7 +84,6 @@ class Bench:
             read(Path(grille.policies.bundles.__file__).parent / "demo.tar.gz"), "grille/decision", timeout=5
         )
         self.enforcement = Enforcement(
-            database=self.database,
             catalog=lambda: catalog,
             pdp=lambda: engine,
             provider=None,  # type: ignore[arg-type]  # no column of this schema is tokenized

@@ -119,7 +119,6 @@ def policy(engine: WasmEngine) -> CountingPolicy:
 @pytest.fixture
 def enforcement(catalog: Catalog, policy: CountingPolicy) -> Enforcement:
     return Enforcement(
-        database="enforcement",
         catalog=lambda: catalog,
         pdp=lambda: policy,
         provider=PROVIDER,
@@ -331,7 +330,7 @@ async def test_a_masked_column_is_never_read_by_a_write(catalog: Catalog, policy
     from grille.policies.decision import ColumnObligation
 
     enforcement = Enforcement(
-        database="enforcement", catalog=lambda: catalog, pdp=lambda: policy, provider=PROVIDER,
+        catalog=lambda: catalog, pdp=lambda: policy, provider=PROVIDER,
         sensitive={**SENSITIVE, "public.customers.name": Sensitive(None, None)},
     )  # fmt: skip
     policy.change = {"columns": {"public.customers.name": ColumnObligation("mask:first1", "deny", "allow")}}
@@ -430,7 +429,7 @@ class _Down:
 
 async def test_a_provider_that_is_down_denies_only_what_needs_it(catalog: Catalog, policy: CountingPolicy) -> None:
     enforcement = Enforcement(
-        database="enforcement", catalog=lambda: catalog, pdp=lambda: policy, provider=_Down(), sensitive=SENSITIVE,
+        catalog=lambda: catalog, pdp=lambda: policy, provider=_Down(), sensitive=SENSITIVE,
     )  # fmt: skip
     prepared = await _one(enforcement, SERVICE, "SELECT id FROM customers WHERE ssn = '900-01-7920'")
     with pytest.raises(Refusal) as caught:
