@@ -657,6 +657,7 @@ class Session:
             raise Refusal("WP-01", "the portal has run already", sqlstate="55000")
         portal.done = True
         if portal.statement.answer is not None:
+            self._check_room()
             self._say(portal.statement.answer.messages(portal.result_formats))
             self._answered(portal, portal.statement.answer.tag)
         elif prepared.command is not None:
@@ -710,8 +711,8 @@ class Session:
     def _say(self, reply: bytes) -> None:
         self._steps.append(Step(Kind.LOCAL, reply=reply))
 
-    def _enter(self, portal: Portal) -> None:
-        """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
+    def _check_room(self) -> None:
+        """Refuse one execution more than a unit may hold.  Raises `Refusal` WP-03."""
         if len(self._relay.runs) >= MAX_EXECUTIONS:
             raise Refusal(
                 "WP-03",
@@ -719,6 +720,10 @@ class Session:
                 sqlstate="54000",
                 hint="Send smaller batches.",
             )
+
+    def _enter(self, portal: Portal) -> None:
+        """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
+        self._check_room()
         quotas, limits = self._services.quotas, portal.prepared.limits
         if not self._entered:
             # A session runs one statement at a time, however many it has queued.
@@ -1032,8 +1037,10 @@ class Session:
     # session commands
 
     async def _command(self, command: SessionCommand, portal: Portal) -> None:
+        self._check_room()
         await self._obey(command, portal)
-        if not self._failed and all(run.portal is not portal for run in self._relay.runs):
+        queued = self._relay.runs and self._relay.runs[-1].portal is portal
+        if not self._failed and not queued:
             self._answered(portal, _TAGS.get(command.kind, command.kind.upper()))
 
     def _answered(self, portal: Portal, tag: str) -> None:

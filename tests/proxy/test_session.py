@@ -1017,6 +1017,17 @@ async def test_too_many_executions_before_one_sync(world: World, monkeypatch: py
     assert world.direct("SELECT count(*) FROM t") == [(1000,)]
 
 
+@pytest.mark.parametrize("text", ["SHOW TimeZone", "SELECT version()"])
+async def test_answers_of_the_proxy_count_as_executions(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("grille.proxy.session.MAX_EXECUTIONS", 3)
+    client = await world.client()
+    execute = (Bind("", "s"), Execute(""))
+    assert error(await client.ask(Parse("s", text), *execute * 4, Sync()))["C"] == "54000"
+    assert kinds(await client.ask(*execute * 3, Sync())) == "2DC2DC2DCZ"
+
+
 async def test_too_much_prepared_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grille.proxy.session.MAX_STATEMENT_CHARACTERS", 100)
     client = await world.client()
