@@ -11,7 +11,7 @@ import contextlib
 import socket
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import chain
 from typing import Final, NamedTuple, NoReturn
 
@@ -482,15 +482,35 @@ class PoolCounts(msgspec.Struct, frozen=True):
     """Connections that could not be opened since the start."""
 
 
+Lent = Callable[["UpstreamConnection | None", Refusal | None], None]
+"""Is given the connection, or why there is none."""
+
+
+class _Waiter:
+    """Somebody who waits for a place."""
+
+    __slots__ = ("borrower", "done", "profile", "timer")
+
+    def __init__(self, borrower: str, profile: Profile, done: Lent) -> None:
+        self.borrower = borrower
+        self.profile = profile
+        self.done: Lent | None = done
+        self.timer: asyncio.TimerHandle | None = None
+
+
 class UpstreamPool:
-    """The connections of one worker to one database, at most ``pool_size`` of them, lent first come, first served."""
+    """The connections of one worker to one database, at most ``pool_size`` of them.
+
+    Who waits is served in turn by borrower, so that one with many statements does not hold up the others.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._free = asyncio.Semaphore(database.pool_size)
+        self._free = database.pool_size
         self._idle: deque[UpstreamConnection] = deque()
         self._in_use: set[UpstreamConnection] = set()
-        self._opening = 0
+        self._opening: set[asyncio.Task[None]] = set()
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._waiting = 0
         self._opened = 0
         self._failed = 0
@@ -499,37 +519,126 @@ class UpstreamPool:
         self._all_returned = asyncio.Event()
         self._all_returned.set()
 
-    async def acquire(self, timeout: float | None = None, *, profile: Profile = ()) -> UpstreamConnection:  # noqa: ASYNC109
+    async def acquire(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        profile: Profile = (),
+        borrower: str = "",
+    ) -> UpstreamConnection:
         """Borrow a connection whose settings are those of ``profile``.
 
         ``timeout`` is in seconds, ``acquire_timeout`` of the configuration by default, and counts the wait for a free
         place; opening has its own.  Raises Refusal UP-01: 53300 when no place came free in time, 08006 when the
         database cannot be reached; OP-01 57P01 when the pool is closing.
         """
-        self._refuse_if_closing()
-        limit = self._database.acquire_timeout if timeout is None else timeout
-        self._waiting += 1
+        lent: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
+
+        def done(connection: UpstreamConnection | None, refusal: Refusal | None) -> None:
+            if lent.done():
+                if connection is not None:
+                    self.release(connection)
+            elif connection is not None:
+                lent.set_result(connection)
+            else:
+                lent.set_exception(refusal or _unreachable(""))
+
+        waiter = self.lend(done, profile=profile, borrower=borrower, timeout=timeout)
         try:
-            async with asyncio.timeout(limit):
-                await self._free.acquire()
-        except TimeoutError:
-            raise Refusal(
-                "UP-01",
-                "all connections to the database are in use",
-                sqlstate="53300",
-                hint=f"No connection came free within {limit:g} s; nothing was executed; try again later.",
-            ) from None
-        finally:
-            self._waiting -= 1
-        try:
-            self._refuse_if_closing()
-            connection = self._take_idle(profile) or await self._open(profile)
-        except BaseException:
-            self._free.release()
+            return await lent
+        except asyncio.CancelledError:
+            if waiter is not None:
+                self._forget(waiter)
+            if lent.done() and not lent.cancelled() and lent.exception() is None:
+                self.release(lent.result())
             raise
+
+    def lend(
+        self,
+        done: Lent,
+        *,
+        profile: Profile = (),
+        borrower: str = "",
+        timeout: float | None = None,
+    ) -> _Waiter | None:
+        """`acquire` for a caller that is called back, at once if a connection is idle."""
+        if self._closing:
+            done(None, _closing())
+            return None
+        waiter = _Waiter(borrower, profile, done)
+        if self._free and not self._queues:
+            self._free -= 1
+            self._serve(waiter)
+            return None
+        queue = self._queues.get(borrower)
+        if queue is None:
+            queue = self._queues[borrower] = deque()
+        queue.append(waiter)
+        self._waiting += 1
+        limit = self._database.acquire_timeout if timeout is None else timeout
+        waiter.timer = asyncio.get_running_loop().call_later(limit, self._expire, waiter, limit)
+        return waiter
+
+    def _expire(self, waiter: _Waiter, limit: float) -> None:
+        done = waiter.done
+        self._forget(waiter)
+        if done is not None:
+            done(
+                None,
+                Refusal(
+                    "UP-01",
+                    "all connections to the database are in use",
+                    sqlstate="53300",
+                    hint=f"No connection came free within {limit:g} s; nothing was executed; try again later.",
+                ),
+            )
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """Take a waiter out of its queue, if it is still in it."""
+        if waiter.done is None:
+            return
+        waiter.done = None
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        queue = self._queues.get(waiter.borrower)
+        if queue is not None and waiter in queue:
+            queue.remove(waiter)
+            self._waiting -= 1
+            if not queue:
+                del self._queues[waiter.borrower]
+
+    def _next(self) -> None:
+        """A place is free: give it to the borrower whose turn it is."""
+        if not self._queues:
+            self._free += 1
+            return
+        borrower, queue = self._queues.popitem(last=False)
+        waiter = queue.popleft()
+        self._waiting -= 1
+        if queue:
+            self._queues[borrower] = queue  # at the end: its next one waits until all others had their turn
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        self._serve(waiter)
+
+    def _serve(self, waiter: _Waiter) -> None:
+        """Give a waiter, for whom a place is taken, its connection."""
+        connection = self._take_idle(waiter.profile)
+        if connection is not None:
+            self._hand_over(waiter, connection)
+            return
+        task = asyncio.get_running_loop().create_task(self._open(waiter))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _hand_over(self, waiter: _Waiter, connection: UpstreamConnection) -> None:
         self._in_use.add(connection)
         self._all_returned.clear()
-        return connection
+        done, waiter.done = waiter.done, None
+        if done is None:
+            self.release(connection)
+        else:
+            done(connection, None)
 
     def release(self, connection: UpstreamConnection) -> None:
         """Give a connection back, in whatever state it is; only a clean one is lent again."""
@@ -544,11 +653,12 @@ class UpstreamPool:
             connection.close()
         if not self._in_use:
             self._all_returned.set()
-        self._free.release()
+        self._next()
 
     async def close(self) -> None:
         """Lend nothing more, close what is idle, and wait until all that is lent has come back."""
         self._closing = True
+        self._refuse_waiting()
         while self._idle:
             self._idle.pop().close()
         await self._all_returned.wait()
@@ -568,9 +678,12 @@ class UpstreamPool:
         idle, in_use = len(self._idle), len(self._in_use)
         return PoolCounts(idle + in_use, idle, in_use, self._waiting, self._opened, self._failed)
 
-    def _refuse_if_closing(self) -> None:
-        if self._closing:
-            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", hint="Connect again.")
+    def _refuse_waiting(self) -> None:
+        for waiter in [waiter for queue in self._queues.values() for waiter in queue]:
+            done = waiter.done
+            self._forget(waiter)
+            if done is not None:
+                done(None, _closing())
 
     def _take_idle(self, profile: Profile) -> UpstreamConnection | None:
         """The idle connection of this profile that was used last; dead ones are dropped on the way."""
@@ -583,22 +696,33 @@ class UpstreamPool:
                 return connection
         return None
 
-    async def _open(self, profile: Profile) -> UpstreamConnection:
-        if len(self._idle) + len(self._in_use) + self._opening >= self._database.pool_size:
+    async def _open(self, waiter: _Waiter) -> None:
+        if len(self._idle) + len(self._in_use) + len(self._opening) > self._database.pool_size:
             self._idle.popleft().close()
-        self._opening += 1
         try:
-            connection = await UpstreamConnection.open(self._database, profile)
-        except BaseException:
+            connection = await UpstreamConnection.open(self._database, waiter.profile)
+        except BaseException as error:
             self._failed += 1
+            done, waiter.done = waiter.done, None
+            if done is not None:
+                done(None, error if isinstance(error, Refusal) else _unreachable(type(error).__name__))
+            self._next()
+            if isinstance(error, Refusal):
+                return
             raise
-        finally:
-            self._opening -= 1
         self._opened += 1
         if self._closing:
             connection.close()
-            self._refuse_if_closing()
-        return connection
+            done, waiter.done = waiter.done, None
+            if done is not None:
+                done(None, _closing())
+            self._next()
+        else:
+            self._hand_over(waiter, connection)
+
+
+def _closing() -> Refusal:
+    return Refusal("OP-01", "this node is going out of service", sqlstate="57P01", hint="Connect again.")
 
 
 async def _cancel_and_abort(connection: UpstreamConnection) -> None:
