@@ -33,15 +33,69 @@ def decode(data: bytes) -> Event:
     return _DECODER.decode(data)
 
 
+def encode_text(text: str) -> bytes:
+    """A text as it stands in an event, in quotation marks; raises ValueError for what JSON cannot hold."""
+    return _ENCODER.encode(text)
+
+
+class _Noise:
+    """Random bytes, fetched many at a time; each is handed out once."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._next = 0
+        os.register_at_fork(after_in_child=self.forget)
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes, at most `_POOL`."""
+        start = self._next
+        end = start + count
+        if end > len(self._pool):
+            self._pool = os.urandom(_POOL)
+            start, end = 0, count
+        self._next = end
+        return self._pool[start:end]
+
+    def forget(self) -> None:
+        """Let go of what is left: the parent process goes on handing it out."""
+        self._next = len(self._pool)
+
+
+_POOL: Final = 4096
+_NOISE: Final = _Noise()
+
+
+class _Clock:
+    """The text of the second that was asked for last."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, seconds: float) -> str:
+        """See ``timestamp``."""
+        second = int(seconds)
+        microseconds = round((seconds - second) * 1e6)  # as datetime rounds
+        if not 0 <= microseconds < 1_000_000 or second < 0:
+            return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+        if second != self._second:
+            self._text = datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
+            self._second = second
+        return f"{self._text}.{microseconds:06d}Z"
+
+
+_CLOCK: Final = _Clock()
+
+
 def timestamp(seconds: float) -> str:
     """RFC 3339 with microseconds, UTC, of seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    return _CLOCK.text(seconds)
 
 
 def event_id(seconds: float) -> str:
     """A new UUID version 7 (RFC 9562 section 5.7) for an event at this time, seconds since 1970."""
     time = f"{int(seconds * 1000):012x}"
-    noise = os.urandom(10).hex()
+    noise = _NOISE.take(10).hex()
     variant = "89ab"[int(noise[0], 16) & 3]
     return f"{time[:8]}-{time[8:]}-7{noise[1:4]}-{variant}{noise[4:7]}-{noise[7:19]}"
 
@@ -67,8 +121,14 @@ def commit(value: bytes | None, type: str) -> Value:
     """
     if value is None:
         return Value(type=type, null=True)
-    salt = os.urandom(16)
-    return Value(type=type, salt=salt.hex(), commitment=hashlib.sha256(salt + value).hexdigest())
+    salt, commitment = salted(value)
+    return Value(type=type, salt=salt, commitment=commitment)
+
+
+def salted(value: bytes) -> tuple[str, str]:
+    """A new salt, and the commitment to this value under it; see ``commit``."""
+    salt = _NOISE.take(16)
+    return salt.hex(), hashlib.sha256(salt + value).hexdigest()
 
 
 def reveals(committed: Value, value: bytes | None) -> bool:

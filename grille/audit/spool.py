@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from grille.audit import chain, records
 from grille.audit.chain import Header
-from grille.audit.encoding import decode, encode, event_id, lifecycle
+from grille.audit.encoding import decode, event_id, lifecycle
 from grille.audit.event import Event, Outcome
+from grille.audit.fused import Entry, frame_events, intent_id, split
 from grille.audit.records import Record
 
 PUBLIC_KEY_FILE: Final = "public-key.pem"
@@ -149,6 +150,25 @@ class Spool:
         The event survives the end of the process from here on.  Raises AuditUnavailable if it could not be written, and
         then nothing of it is left; ValueError or TypeError if it cannot be encoded.
         """
+        self.append_encoded([split(event, self.worker)])
+        return self._next_event - 1
+
+    def append_encoded(self, entries: Sequence[Entry]) -> None:
+        """Write events, in this order and with one write; see `fused.Entry`.
+
+        The events survive the end of the process from here on.  Raises AuditUnavailable if they could not be written,
+        and then nothing of them is left, but where they are more than the block under way has room for: then those that
+        filled it may stay.  ValueError if one is larger than a record may be.
+        """
+        done = 0
+        while done < len(entries):
+            self._make_room()
+            part = entries[done : done + max(1, self._block_events - len(self._leaves))]
+            self._append(part)
+            done += len(part)
+
+    def _make_room(self) -> None:
+        """End the block and the segment that are full."""
         if len(self._leaves) >= self._block_events or self.due:
             self.seal()
         if not self._leaves and self._segments[-1].size >= self._segment_bytes:
@@ -156,36 +176,34 @@ class Spool:
         if self._intents and not self._segments[-1].size:
             # So that a restart need read no further back than the segment of the last block.
             text = " ".join(sorted(self._intents))
-            self._append(lifecycle("open-intents", text, self._clock(), worker=self.worker, level="process"))
-        return self._append(event)
+            self._append_own(lifecycle("open-intents", text, self._clock(), worker=self.worker, level="process"))
 
-    def _append(self, event: Event) -> int:
-        sequence = self._next_event
-        data = encode(msgspec.structs.replace(event, sequence=sequence, worker=self.worker))
-        if len(data) > records.MAX_PAYLOAD:
-            raise ValueError("the event is larger than a record may be")
-        self._write(records.frame(records.EVENT, data))
-        self._note(event, chain.leaf_hash(data))
-        return sequence
+    def _append_own(self, event: Event) -> None:
+        self._append([split(event, self.worker)])
 
-    def _note(self, event: Event, leaf: bytes) -> None:
-        """Take an event that is written into the block under way."""
+    def _append(self, entries: Sequence[Entry]) -> None:
+        data, leaves = frame_events(entries, self._next_event)
+        self._write(data)
+        self._note(leaves, [entry[2] for entry in entries])
+        for _, _, _, completed, intent in entries:
+            if completed or intent:
+                self._note_intent(completed, intent)
+
+    def _note(self, leaves: list[bytes], times: list[str]) -> None:
+        """Take events that are written into the block under way."""
         if not self._leaves:
             self._oldest = self._clock()
-            self._t_min = self._t_max = event.time
-        elif event.time < self._t_min:
-            self._t_min = event.time
-        elif event.time > self._t_max:
-            self._t_max = event.time
-        self._leaves.append(leaf)
-        self._next_event += 1
-        self._note_intent(event)
+            self._t_min = self._t_max = times[0]
+        self._t_min = min(self._t_min, *times)
+        self._t_max = max(self._t_max, *times)
+        self._leaves += leaves
+        self._next_event += len(leaves)
 
-    def _note_intent(self, event: Event) -> None:
-        if event.intent:
-            self._intents.discard(event.intent)
-        elif event.outcome is not None and event.outcome.status == "intent":
-            self._intents.add(event.id)
+    def _note_intent(self, completed: str, intent: str) -> None:
+        if completed:
+            self._intents.discard(completed)
+        elif intent:
+            self._intents.add(intent)
 
     def seal(self) -> None:
         """Sign and write the block of the events not yet sealed, if there are any.
@@ -334,9 +352,10 @@ class Spool:
                 if last.kind == "lifecycle" and last.name == "open-intents":
                     self._intents.update(last.text.split())
                 if index < last_block:
-                    self._note_intent(last)
+                    self._note_intent(last.intent, intent_id(last))
                 elif last.sequence == self._next_event:
-                    self._note(last, chain.leaf_hash(record.payload))
+                    self._note([chain.leaf_hash(record.payload)], [last.time])
+                    self._note_intent(last.intent, intent_id(last))
                 else:
                     raise _damaged(path, record)
         if paths:
@@ -381,15 +400,15 @@ class Spool:
         """Write what the new run begins with, sealed and synced."""
         now = self._clock()
         if recovery:
-            self._append(lifecycle("recovery", recovery, now, worker=self.worker, level="power"))
+            self._append_own(lifecycle("recovery", recovery, now, worker=self.worker, level="power"))
         for intent in self._find(self._intents):
-            self._append(
+            self._append_own(
                 msgspec.structs.replace(
                     intent, id=event_id(now), intent=intent.id, outcome=Outcome(status="unknown"), level="power"
                 )
             )
         text = f"{'continues' if self._sequence else 'begins'} chain {self._chain}"
-        self._append(lifecycle("start", text, now, worker=self.worker, level="power"))
+        self._append_own(lifecycle("start", text, now, worker=self.worker, level="power"))
         self.seal()
         self.sync()
 

@@ -1,18 +1,22 @@
 """Keeping events at their level, many at a time: where asyncio meets the spool.
 
-Everything that waits for the disk at the same moment shares one block and one fdatasync, which runs in a thread of its
-own; the next group gathers meanwhile.
+The events of one turn of the loop are written together.  Those that wait for the disk at the same moment share one
+block and one fdatasync, which runs in a thread of its own; the next group gathers meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final
 
 from grille.audit.encoding import lifecycle, timestamp
 from grille.audit.event import Event, Level
+from grille.audit.fused import LARGEST, Entry, split
 from grille.audit.spool import AuditUnavailable, Spool
 from grille.controls import Refusal
 from grille.proxy.config import Audit
@@ -22,6 +26,41 @@ RETRY_SECONDS: Final = 0.1
 
 SYNC_SECONDS: Final = 10.0
 """A sync that takes longer counts as failed: statements are refused, not kept waiting."""
+
+Done = Callable[[Refusal | None], None]
+"""Told once whether an event is kept (None) or refused."""
+
+
+class _Disk:
+    """The thread that waits for the disk, one job at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[tuple[Callable[[], None], Callable[[BaseException | None], None]] | None] = (
+            SimpleQueue()
+        )
+        Thread(target=self._work, name="audit-sync", daemon=True).start()
+
+    def run(self, job: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        """Do the job in the thread, then call ``done`` in the loop with what it raised."""
+        self._jobs.put((job, done))
+
+    def close(self) -> None:
+        """End the thread after the jobs that were given."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (task := self._jobs.get()) is not None:
+            job, done = task
+            failure: BaseException | None = None
+            try:
+                job()
+            except BaseException as error:
+                failure = error
+            try:
+                self._loop.call_soon_threadsafe(done, failure)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
 
 
 class Recorder:
@@ -43,10 +82,15 @@ class Recorder:
         self._spool = spool
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit-sync")
-        self._waiting: list[asyncio.Future[None]] = []
-        self._waiting_since = 0.0
-        self._commit: asyncio.Task[None] | None = None
+        self._disk = _Disk(self._loop)
+        self._entries: list[Entry] = []  # submitted, to be written at the end of the turn
+        self._levels: list[tuple[Level, Done]] = []  # of the same events
+        self._waiting: list[Done] = []  # written, to be sealed and synced with the next group
+        self._syncing = False  # the thread is at work
+        self._synced: Callable[[BaseException | None], None] | None = None  # waits for it
+        self._waiting_since = 0.0  # when the sync under way was asked for
+        self._quiet: asyncio.Future[None] | None = None  # waits until there is none
+        self._watch: asyncio.TimerHandle | None = None
         self._retry: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -80,36 +124,48 @@ class Recorder:
         if not self.healthy:
             raise self._refusal()
 
-    async def keep(self, event: Event) -> None:
-        """Return once the event is kept at ``event.level``.
+    def submit(
+        self, head: bytes, tail: bytes, time: str, level: Level, done: Done, intent_of: str = "", intent_id: str = ""
+    ) -> None:
+        """Keep an event, given as the spool takes it (see `grille.audit.fused.Entry`); returns at once, never raises.
 
-        ``process``: it is in the page cache.  ``power`` and ``strict``: it is in a sealed block that has been synced.
+        ``done`` is called in the loop: with None once the event is kept at its level, else with the refusal (AU-01).
+        ``process``: it is in the page cache, where it comes with all others of this turn of the loop.  ``power`` and
+        ``strict``: it is in a sealed block that has been synced.  For events of one level the calls come in the order
+        of the events, but a refusal because no event can be kept, as is known already, comes at once.
+        """
+        if self._retry is not None or self._closed:
+            self._tell(done, self._refusal())
+        elif len(head) + len(tail) > LARGEST:
+            self._tell(done, self._unrecordable("the event is larger than a record may be"))
+        else:
+            if not self._entries:
+                self._loop.call_soon(self._flush)
+            self._entries.append((head, tail, time, intent_of, intent_id))
+            self._levels.append((level, done))
+
+    async def keep(self, event: Event) -> None:
+        """Return once the event is kept at ``event.level``; see ``submit``.
+
         Raises Refusal AU-01 if it cannot be kept; the statement must then not be answered.
         """
         self.check()
         try:
-            self._spool.append(event)
-        except AuditUnavailable as error:
-            self._fail(error)
-            raise self._refusal() from None
+            head, tail, time, intent_of, intent_id = split(event, self._spool.worker)
         except (ValueError, TypeError) as error:
-            self.failures_total += 1
-            raise Refusal(
-                "AU-01",
-                "this statement cannot be recorded, so it is not answered",
-                sqlstate="58030",
-                detail_for_audit=str(error),
-            ) from None
-        if event.level == "process":
-            self.events_total += 1
-            self._arm()
-            return
+            raise self._unrecordable(str(error)) from None
         kept: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(kept)
-        if self._commit is None:
-            self._commit = self._loop.create_task(self._commit_groups())
+
+        def done(refusal: Refusal | None) -> None:
+            if kept.done():  # whoever asked has left
+                return
+            if refusal is None:
+                kept.set_result(None)
+            else:
+                kept.set_exception(refusal)
+
+        self.submit(head, tail, time, event.level, done, intent_of, intent_id)
         await kept
-        self.events_total += 1
 
     async def close(self) -> None:
         """Write the ``stop`` event, seal and sync.
@@ -118,51 +174,110 @@ class Recorder:
         """
         if self._closed:
             return
+        self._flush()
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._commit is not None:
-            await self._commit
+        for waiter in (self._timer, self._retry):
+            if waiter is not None:
+                waiter.cancel()
+        while self._syncing or self._waiting:
+            self._quiet = self._loop.create_future()
+            await self._quiet
+        if self._watch is not None:
+            self._watch.cancel()
+        closed: asyncio.Future[None] = self._loop.create_future()
+        self._disk.run(self._spool.close, functools.partial(_settle, closed))
+        self._disk.close()
+        await closed
+
+    def _tell(self, done: Done, refusal: Refusal | None) -> None:
         try:
-            await self._loop.run_in_executor(self._thread, self._spool.close)
-        finally:
-            self._thread.shutdown(wait=False)
+            done(refusal)
+        except Exception as error:  # must not keep the others from being told
+            self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": "an event was not kept in order", "exception": error})
 
     # Groups
 
-    async def _commit_groups(self) -> None:
-        """Seal and sync for all that wait, until none does."""
-        while self._waiting or self._spool.unsynced:
-            group, self._waiting = self._waiting, []
-            self._waiting_since = time.monotonic()
-            try:
-                self._spool.seal()
-                await self._sync()
-            except BaseException as error:
-                self._commit = None
-                self._fail(error)
-                refused, self._waiting = group + self._waiting, []
-                for kept in refused:
-                    if not kept.done():
-                        kept.set_exception(self._refusal())
-                if not isinstance(error, AuditUnavailable):
-                    raise
-                break
-            for kept in group:
-                if not kept.done():
-                    kept.set_result(None)
-        self._waiting_since = 0.0
-        self._commit = None
+    def _flush(self) -> None:
+        """Write what was submitted in this turn."""
+        entries, self._entries = self._entries, []
+        levels, self._levels = self._levels, []
+        if not entries:
+            return
+        try:
+            if not self.healthy:
+                raise AuditUnavailable(self.last_error)
+            self._spool.append_encoded(entries)
+        except Exception as error:
+            self._refuse(error, [done for _, done in levels])
+            return
+        for level, done in levels:
+            if level == "process":
+                self.events_total += 1
+                self._tell(done, None)
+            else:
+                self._waiting.append(done)
+        if not self._waiting:
+            self._arm()
+        elif not self._syncing:
+            self._begin_group()
 
-    async def _sync(self) -> None:
-        sync = self._loop.run_in_executor(self._thread, self._spool.sync)
-        sync.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks after a time-out
-        if not (await asyncio.wait([sync], timeout=SYNC_SECONDS))[0]:
-            raise AuditUnavailable(f"a sync takes longer than {SYNC_SECONDS:g} s")
-        sync.result()
-        self.syncs_total += 1
+    def _begin_group(self) -> None:
+        """Seal and sync for all that wait."""
+        group, self._waiting = self._waiting, []
+        try:
+            self._spool.seal()
+        except Exception as error:
+            self._refuse(error, group)
+            return
+        self._start_sync(functools.partial(self._end_group, group))
+
+    def _end_group(self, group: list[Done], failure: BaseException | None) -> None:
+        if failure is not None:
+            waiting, self._waiting = self._waiting, []
+            self._refuse(failure, group + waiting)
+            return
+        self.events_total += len(group)
+        for done in group:
+            self._tell(done, None)
+
+    def _start_sync(self, synced: Callable[[BaseException | None], None]) -> None:
+        """Sync in the thread, which must have nothing to do, then call ``synced`` with what it raised."""
+        self._syncing = True
+        self._synced = synced
+        self._waiting_since = time.monotonic()
+        if self._watch is None:
+            self._watch = self._loop.call_later(SYNC_SECONDS, self._check_overdue)
+        self._disk.run(self._spool.sync, self._end_sync)
+
+    def _end_sync(self, failure: BaseException | None) -> None:
+        self._syncing = False
+        self._waiting_since = 0.0
+        synced, self._synced = self._synced, None
+        if failure is None:
+            self.syncs_total += 1
+        if synced is not None:
+            synced(failure)
+        # What was submitted just now is written at the end of this turn, and begins a group then.
+        more = self._waiting or (failure is None and self._spool.unsynced)
+        if more and not self._entries and not self._syncing:
+            self._begin_group()
+        if self._quiet is not None and not self._syncing and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    def _check_overdue(self) -> None:
+        """Give up on a sync that hangs; one timer serves many syncs."""
+        self._watch = None
+        if self._synced is None:
+            return
+        left = SYNC_SECONDS - (time.monotonic() - self._waiting_since)
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._check_overdue)
+            return
+        synced, self._synced = self._synced, None
+        synced(AuditUnavailable(f"a sync takes longer than {SYNC_SECONDS:g} s"))
 
     def _arm(self) -> None:
         """Have the block under way sealed in time."""
@@ -178,8 +293,8 @@ class Recorder:
         except AuditUnavailable as error:
             self._fail(error)
             return
-        if self._spool.unsynced and self._commit is None:
-            self._commit = self._loop.create_task(self._commit_groups())
+        if self._spool.unsynced and not self._syncing:
+            self._begin_group()
 
     # Failure and recovery
 
@@ -193,6 +308,22 @@ class Recorder:
             detail_for_audit=self.last_error,
         )
 
+    def _unrecordable(self, why: str) -> Refusal:
+        self.failures_total += 1
+        return Refusal(
+            "AU-01",
+            "this statement cannot be recorded, so it is not answered",
+            sqlstate="58030",
+            detail_for_audit=why,
+        )
+
+    def _refuse(self, error: BaseException, refused: list[Done]) -> None:
+        self._fail(error)
+        for done in refused:
+            self._tell(done, self._refusal())
+        if not isinstance(error, AuditUnavailable):
+            self._report(error)
+
     def _fail(self, error: BaseException) -> None:
         self.last_error = str(error) or type(error).__name__
         if self._retry is None and not self._closed:
@@ -204,15 +335,28 @@ class Recorder:
         written = False
         while True:
             await asyncio.sleep(RETRY_SECONDS)
+            if self._syncing:
+                continue
             try:
                 if not written:
                     now = time.time()
                     self._spool.append(lifecycle("unavailable", text, now, worker=self._spool.worker, level="power"))
                     written = True
                 self._spool.seal()
-                await self._sync()
-            except AuditUnavailable as error:
-                self.last_error = str(error)
+                synced: asyncio.Future[None] = self._loop.create_future()
+                self._start_sync(functools.partial(_settle, synced))
+                await synced
+            except Exception as error:
+                self.last_error = str(error) or type(error).__name__
                 continue
             self._retry = None
             return
+
+
+def _settle(future: asyncio.Future[None], failure: BaseException | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(None)
+    else:
+        future.set_exception(failure)

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from grille.audit.encoding import event_id, timestamp
 from grille.audit.event import Event, Level, Outcome
 from grille.audit.evidence import Report, show, verify
+from grille.audit.fused import LARGEST, split
 from grille.audit.spool import AuditUnavailable, Spool
 from grille.controls import Refusal
 from grille.proxy import recorder as recorder_module
@@ -242,6 +245,171 @@ async def test_an_event_that_cannot_be_encoded_is_refused_alone(recorder: Record
     assert refused.value.control == "AU-01"
     assert recorder.healthy
     await recorder.keep(event("power"))
+
+
+class Told:
+    """What ``submit`` has told of each event, in that order."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.kept: list[int] = []
+        self.refused: list[int] = []
+
+    def submit(self, number: int, level: Level, **fields: object) -> None:
+        head, tail, *rest = split(event(level, **fields), 0)
+
+        def done(refusal: Refusal | None) -> None:
+            assert refusal is None or (refusal.control, refusal.sqlstate) == ("AU-01", "58030")
+            (self.kept if refusal is None else self.refused).append(number)
+
+        self._recorder.submit(head, tail, rest[0], level, done, *rest[1:])
+
+
+async def test_what_one_turn_submits_is_one_write_one_block_and_one_sync(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *call: writes.append(len(call[1])) or pwrite(*call))
+    told = Told(recorder)
+    for number in range(200):
+        told.submit(number, "power")
+    assert (told.kept, writes) == ([], [])
+    await until(lambda: len(told.kept) == 200)
+    assert told.kept == list(range(200))
+    assert len(writes) == 2  # the events and their block
+    assert (recorder.events_total, recorder.syncs_total, recorder.failures_total) == (200, 1, 0)
+    assert verify(tmp_path, KEY.public_key()).chains[0].blocks == 2
+    assert sealed(tmp_path) == 200
+
+
+async def test_in_one_turn_each_event_waits_for_its_own_level(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    spool.gate.clear()
+    told = Told(recorder)
+    for number, level in enumerate(("power", "process", "strict", "process", "power")):
+        told.submit(number, level)  # type: ignore[arg-type]
+    await until(lambda: len(told.kept) == 2)
+    assert told.kept == [1, 3]
+    assert sealed(tmp_path) == 5
+    told.submit(5, "power")
+    told.submit(6, "process")
+    await until(lambda: len(told.kept) == 3)
+    spool.gate.set()
+    await until(lambda: len(told.kept) == 7)
+    assert told.kept == [1, 3, 6, 0, 2, 4, 5]
+    assert (recorder.events_total, recorder.syncs_total) == (7, 2)
+
+
+async def test_a_write_that_fails_refuses_the_whole_turn_in_order(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    await recorder.keep(event("process", text="x" * 1_000_000))
+    await until(lambda: spool.pending == 0)
+    told = Told(recorder)
+    with full_disk(spool, tmp_path):
+        for number in range(6):
+            told.submit(number, "process" if number % 2 else "power")
+        await until(lambda: len(told.refused) == 6)
+        told.submit(6, "process")
+        assert told.refused == [0, 1, 2, 3, 4, 5, 6]  # the last at once
+        assert recorder.failures_total == 7
+    await until(lambda: recorder.healthy)
+    assert told.kept == []
+    assert [kept.name for kept in show(tmp_path)] == ["start", "statement", "unavailable"]
+    assert sealed(tmp_path) == 2
+
+
+async def test_a_write_that_fails_leaves_the_group_that_is_being_synced_alone(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    await recorder.keep(event("process", text="x" * 1_000_000))
+    await until(lambda: spool.pending == 0)
+    told = Told(recorder)
+    spool.gate.clear()
+    told.submit(0, "power")
+    await until(lambda: sealed(tmp_path) == 2)
+    with full_disk(spool, tmp_path):
+        told.submit(1, "power")
+        await until(lambda: told.refused == [1])
+        spool.gate.set()
+        await until(lambda: told.kept == [0])
+    await until(lambda: recorder.healthy)
+    assert sealed(tmp_path) == 3
+
+
+async def test_a_sync_that_fails_refuses_also_those_that_wait_for_the_next(
+    recorder: Recorder, spool: GatedSpool, tmp_path: Path
+) -> None:
+    spool.fail_syncs = 1
+    spool.gate.clear()
+    told = Told(recorder)
+    told.submit(0, "power")
+    await until(lambda: sealed(tmp_path) == 1)
+    told.submit(1, "power")
+    await until(lambda: spool.pending == 1)
+    spool.gate.set()
+    await until(lambda: told.refused == [0, 1])
+    await until(lambda: recorder.healthy)
+    assert (recorder.events_total, recorder.failures_total) == (0, 2)
+
+
+async def test_whoever_fails_when_told_keeps_no_other_from_being_told(recorder: Recorder, tmp_path: Path) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def broken(refusal: Refusal | None) -> None:
+        raise ZeroDivisionError
+
+    told = Told(recorder)
+    for level in ("process", "power"):
+        told.submit(0, level)  # type: ignore[arg-type]
+        head, tail, when, *_ = split(event("process"), 0)
+        recorder.submit(head, tail, when, level, broken)  # type: ignore[arg-type]
+        told.submit(1, level)  # type: ignore[arg-type]
+    await until(lambda: len(told.kept) == 4)
+    assert [type(error) for error in reported] == [ZeroDivisionError] * 2
+    assert recorder.healthy
+    assert sealed(tmp_path) == 6
+
+
+async def test_an_event_that_is_too_large_is_refused_alone(recorder: Recorder, tmp_path: Path) -> None:
+    told = Told(recorder)
+    told.submit(0, "power")
+    told.submit(1, "power", text="x" * LARGEST)
+    told.submit(2, "power")
+    assert told.refused == [1]
+    await until(lambda: told.kept == [0, 2])
+    assert recorder.healthy
+    assert sealed(tmp_path) == 2
+
+
+async def test_what_was_submitted_is_kept_before_closing(recorder: Recorder, spool: GatedSpool, tmp_path: Path) -> None:
+    told = Told(recorder)
+    spool.gate.clear()
+    told.submit(0, "power")
+    await until(lambda: sealed(tmp_path) == 1)
+    told.submit(1, "power")
+    told.submit(2, "process")
+    closed = asyncio.create_task(recorder.close())
+    await until(lambda: told.kept == [2])
+    spool.gate.set()
+    await closed
+    assert told.kept == [2, 0, 1]
+    told.submit(3, "process")
+    assert told.refused == [3]
+    assert [kept.name for kept in show(tmp_path)] == ["start", "statement", "statement", "statement", "stop"]
+
+
+async def test_an_intent_is_open_until_its_outcome_is_kept(recorder: Recorder, spool: GatedSpool) -> None:
+    told = Told(recorder)
+    intent = msgspec.structs.replace(event("strict"), outcome=Outcome("intent"))
+    await asyncio.gather(recorder.keep(intent), recorder.keep(event("strict")))
+    assert spool._intents == {intent.id}
+    told.submit(0, "strict", intent=intent.id)
+    await until(lambda: told.kept == [0])
+    assert spool._intents == set()
 
 
 async def test_closing_seals_and_says_stop(recorder: Recorder, tmp_path: Path) -> None:
