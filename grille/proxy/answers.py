@@ -124,6 +124,11 @@ def normal_form(text: str) -> str:
     return _SPACE.sub(" ", text.strip().rstrip("; \t\r\n")).lower()
 
 
+def may_answer(text: str) -> bool:
+    """Whether `driver_answer` has an answer to this text."""
+    return driver_answer(text, {"server_version": "", "database": "", "session_authorization": ""}) is not None
+
+
 def driver_answer(text: str, known: Mapping[str, str]) -> Answer | None:
     """The answer to a statement that a driver sends by itself, or None if it is not one of them.
 

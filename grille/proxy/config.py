@@ -102,6 +102,9 @@ class Database(_Section, frozen=True, kw_only=True):
     """PEM file: its private key; must not be readable by others."""
     pool_size: Annotated[int, Meta(ge=1)] = 16
     """Upstream connections a worker; the server sees this many for each worker."""
+    read_pipes: Annotated[int, Meta(ge=0)] = 2
+    """Read-only connections a worker, besides ``pool_size``, on which bounded reads of many agents follow each other;
+    0: every statement has a connection of its own."""
     connect_timeout: Seconds = 5.0
     """How long one upstream connection may take to open."""
     acquire_timeout: Seconds = 10.0

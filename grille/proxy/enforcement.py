@@ -19,6 +19,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from grille.audit.event import Relation
+from grille.audit.event import Verdict as EventVerdict
+from grille.audit.fused import statement_piece
 from grille.controls import Refusal
 from grille.policies.decision import (
     CompoundFilter,
@@ -42,6 +45,7 @@ from grille.protocols.postgres.rewrite import (
     Plan,
     RelationTerms,
     Terms,
+    Transform,
     rewrite,
 )
 from grille.protocols.postgres.statement import (
@@ -53,7 +57,9 @@ from grille.protocols.postgres.statement import (
     same_with_parameters,
     template_positions,
 )
+from grille.proxy import answers
 from grille.proxy.identity import Agent
+from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
 from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
 
@@ -64,6 +70,10 @@ CACHED_CHARACTERS = 1 << 26
 """Of text, in each cache keyed by texts: large statements push out small ones before memory runs out."""
 DENIAL_SECONDS = 5.0
 """Longest time that a denial is reused."""
+READY_ENTRIES = 100_000
+READY_SECONDS = 3600.0
+"""How long a session command is remembered."""
+_QUOTE = ord("'")
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -167,6 +177,77 @@ class Prepared(msgspec.Struct, frozen=True):
         return self.plan.client_parameters
 
 
+class Ready:
+    """One statement that one agent may run until `expires`: what the fast path needs, looked up once."""
+
+    __slots__ = (
+        "added",
+        "command",
+        "decoded_columns",
+        "expires",
+        "large_until",
+        "plan",
+        "prepared",
+        "private_until",
+        "shared",
+        "tail",
+        "template",
+        "types",
+        "verdict",
+        "writes",
+    )
+
+    def __init__(self, prepared: Prepared, expires: float) -> None:
+        plan, understood = prepared.plan, prepared.understood
+        self.prepared = prepared
+        self.plan = plan
+        self.command = prepared.command
+        self.expires = expires
+        """Monotonic time."""
+        self.private_until = 0.0
+        """Monotonic time until which it is too slow or too large for a shared pipe."""
+        self.large_until = 0.0
+        """Monotonic time until which it is too large for the fast path."""
+        self.writes = plan is not None and plan.writes
+        self.shared = plan is not None and plan.pure and plan.keyed
+        """It may run on a shared pipe."""
+        self.added = 0
+        self.tail = b""
+        """Bind's values after the client's, in text format, and how many they are."""
+        if plan is not None and prepared.verdict is not None:
+            values = [literal.encode() for literal in plan.literals]
+            values += [_injected_text(prepared.verdict.values[slot.value], slot.array) for slot in plan.injected]
+            self.added = len(values)
+            self.tail = b"".join([len(value).to_bytes(4, "big") + value for value in values])
+        self.decoded_columns = tuple(
+            n for n, result in enumerate(plan.results if plan is not None else ()) if result and result.transformation
+        )
+        self.types = tuple(type_name(oid) for oid in plan.parameter_types) if plan is not None else ()
+        """Names of the parameters' types, for the audit event."""
+        shown = understood.shown
+        operation = understood.operation
+        decided = prepared.verdict is not None and operation is not None
+        self.template, self.verdict = statement_piece(
+            shown,
+            hashlib.sha256(shown.encode()).hexdigest() if shown else "",
+            relations_of(prepared) if decided else (),
+            operation.functions if decided and operation is not None else (),
+            event_verdict(prepared, cached=True),
+        )
+
+
+class _Shape:
+    """What all texts have in common that differ in plain constants of the same classes only."""
+
+    __slots__ = ("kept", "taken")
+
+    def __init__(self, taken: tuple[int, ...], kept: tuple[int, ...]) -> None:
+        self.taken = taken
+        """Which constants become parameters, in the order of the parameters."""
+        self.kept = kept
+        """Which constants belong to the statement."""
+
+
 class Enforcement:
     """Understands, decides and rewrites statements for one upstream database.
 
@@ -202,6 +283,96 @@ class Enforcement:
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
+        self._shapes: Lru[object, _Shape] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
+        self._ready: Lru[object, Ready] = Lru(READY_ENTRIES, weight=CACHED_CHARACTERS)
+        self._ready_pdp: object = None
+        self._ready_epoch = ""
+
+    def ready(
+        self, agent: Agent, text: bytes, types: tuple[int, ...] = ()
+    ) -> tuple[Ready, list[bytes | None] | None] | None:
+        """A single statement that this agent may run now, and the values of the constants that became parameters.
+
+        The values are None where the client binds its own.  None: it has to be prepared with `prepare`, which tells
+        what is wrong with it.  A hit parses no SQL and asks no policy engine.
+        """
+        pdp = self._pdp()
+        try:
+            catalog = self._catalog()
+        except Refusal:
+            return None
+        if pdp is not self._ready_pdp or catalog.epoch != self._ready_epoch:
+            self._ready.clear()
+            self._ready_pdp, self._ready_epoch = pdp, catalog.epoch
+        values: list[bytes | None] | None = None
+        found: Ready | None
+        parts = lexer.cut(text) if not types else None
+        if parts is not None and parts[1] and len(parts[1]) <= MAX_CONSTANTS:
+            pieces, classes, constants = parts
+            shape = self._shapes.get((pieces, classes))
+            if shape is None:
+                shape = self._shape(text)
+                self._shapes.put((pieces, classes), shape, len(text))
+            kept = tuple([constants[n] for n in shape.kept])
+            key: object = (agent.fingerprint, pieces, classes, kept)
+            if shape.taken:
+                values = [value[1:-1] if value[0] == _QUOTE else value for n in shape.taken if (value := constants[n])]
+        else:
+            key = (agent.fingerprint, text, types)
+        found = self._ready.get(key)
+        if found is None or time.monotonic() >= found.expires:
+            found = self._make_ready(agent, text, types, values)
+            if found is None:
+                return None
+            self._ready.put(key, found, len(text))
+        return found, values
+
+    def _shape(self, text: bytes) -> _Shape:
+        """Which of the constants that `lexer.cut` finds become parameters; all are kept where that cannot be told."""
+        count = len((lexer.cut(text) or ((), b"", []))[1])
+        nothing = _Shape((), tuple(range(count)))
+        lexed = lexer.tokenize(text)
+        places = lexer.cut_places(text, lexed) if lexed is not None else None
+        if lexed is None or places is None or len(lexed.constants) > MAX_CONSTANTS:
+            return nothing
+        try:
+            if self._template(lexed, text.decode()) is None:
+                return nothing
+        except Refusal:
+            return nothing
+        positions = self._positions.get(lexed.key) or frozenset()
+        where = {index: number for number, index in places.items()}
+        if not positions <= where.keys():
+            return nothing
+        taken = tuple(where[index] for index in sorted(positions))
+        return _Shape(taken, tuple(number for number in range(count) if number not in taken))
+
+    def _make_ready(
+        self, agent: Agent, text: bytes, types: tuple[int, ...], values: list[bytes | None] | None
+    ) -> Ready | None:
+        try:
+            decoded = text.decode()
+            stripped, chain = cut_comment(decoded)
+            if chain is not None or stripped != decoded or "\0" in decoded or answers.may_answer(decoded):
+                return None
+            all_prepared = self._prepare(agent, decoded, types, simple=False)
+        except (Refusal, UnicodeDecodeError):
+            return None
+        (prepared,) = all_prepared
+        if prepared.understood.is_template != (values is not None):
+            return None
+        expires = time.monotonic() + READY_SECONDS
+        verdict = prepared.verdict
+        if verdict is not None:
+            expires = verdict.expires
+            end = verdict.decision.not_after
+            if end is not None:
+                expires = min(expires, time.monotonic() + (end - dt.datetime.now(dt.UTC)).total_seconds())
+            if prepared.plan is None or not expires:
+                return None
+        elif prepared.command is None:
+            return None
+        return Ready(prepared, expires)
 
     async def prepare(
         self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
@@ -286,38 +457,50 @@ class Enforcement:
         self, agent: Agent, prepared: Prepared, rows: list[list[bytes | None]], formats: Sequence[int]
     ) -> list[list[bytes | None]]:
         """Decode and mask a batch of visible rows, in place.  Raises `Refusal`."""
-        plan = prepared.plan
-        if plan is None or not plan.results:
-            return rows
-        requests: list[TokenRequest] = []
-        places: list[tuple[int, int]] = []
-        for column, transform in enumerate(plan.results):
-            if transform is None:
-                continue
-            for index, row in enumerate(rows):
-                value = row[column]
-                if value is None:
-                    continue
-                if transform.transformation is None:
-                    row[column] = None
-                else:
-                    requests.append(TokenRequest(transform.transformation, value.decode()))
-                    places.append((index, column))
-        if requests:
-            decoded = await self._call(self._provider.decode, requests)
-            for (index, column), clear in zip(places, decoded, strict=True):
-                transform = plan.results[column]
-                assert transform is not None  # noqa: S101
-                if isinstance(clear, Unfit):
-                    raise Refusal(
-                        "TK-02",
-                        "A stored value is not a token of its column's transformation.",
-                        sqlstate="XX001",
-                        hint="Tell the operator of this proxy: the column may hold values that were never tokenized.",
-                    )
-                shown = clear if transform.mask is None else masking.apply(transform.mask, clear)
-                rows[index][column] = None if shown is None else shown.encode()
+        (refusal,) = await self.release_all([(prepared, rows)])
+        if refusal is not None:
+            raise refusal
         return rows
+
+    async def release_all(self, results: Sequence[tuple[Prepared, list[list[bytes | None]]]]) -> list[Refusal | None]:
+        """`release` for the rows of many statements, with one call to the provider.
+
+        What each is refused with, or None.  Raises `Refusal` if the provider does not answer.
+        """
+        requests: list[TokenRequest] = []
+        places: list[tuple[int, list[bytes | None], int, Transform]] = []
+        refused: list[Refusal | None] = [None] * len(results)
+        for number, (prepared, rows) in enumerate(results):
+            if prepared.plan is None:
+                continue
+            for column, transform in enumerate(prepared.plan.results):
+                if transform is None:
+                    continue
+                name = transform.transformation
+                for row in rows:
+                    value = row[column]
+                    if value is None:
+                        continue
+                    if name is None:
+                        row[column] = None
+                    else:
+                        requests.append(TokenRequest(name, value.decode()))
+                        places.append((number, row, column, transform))
+        if not requests:
+            return refused
+        decoded = await self._call(self._provider.decode, requests)
+        for (number, row, column, transform), clear in zip(places, decoded, strict=True):
+            if isinstance(clear, Unfit):
+                refused[number] = Refusal(
+                    "TK-02",
+                    "A stored value is not a token of its column's transformation.",
+                    sqlstate="XX001",
+                    hint="Tell the operator of this proxy: the column may hold values that were never tokenized.",
+                )
+                continue
+            shown = clear if transform.mask is None else masking.apply(transform.mask, clear)
+            row[column] = None if shown is None else shown.encode()
+        return refused
 
     def still_valid(self, verdict: Verdict) -> None:
         """Refuse a decision outside its dates, or made under another revision or catalogue.  Raises `Refusal`."""
@@ -595,6 +778,54 @@ class Enforcement:
                 hint="Try again later. Statements without tokenized columns go on.",
                 detail_for_audit=str(error),
             ) from None
+
+
+def relations_of(prepared: Prepared) -> tuple[Relation, ...]:
+    """The relations of a decided statement, as its audit event names them."""
+    operation = prepared.understood.operation
+    if operation is None:
+        return ()
+    terms = prepared.verdict.terms.relations if prepared.verdict is not None else {}
+    found = []
+    for use in operation.relations:
+        known = terms.get(use.qualified)
+        sensitive = {}
+        if known is not None and use.access == "read":
+            sensitive = {name: known.columns[name].read for name in use.columns if name in known.columns}
+        found.append(Relation(use.qualified, use.access, use.columns, sensitive))
+    return tuple(found)
+
+
+def event_verdict(
+    prepared: Prepared, refusal: Refusal | None = None, *, cached: bool | None = None
+) -> EventVerdict | None:
+    """The decision of a statement, or what refused it later, as its audit event tells it."""
+    verdict = prepared.verdict
+    if verdict is None:
+        return None
+    decision = verdict.decision
+    return EventVerdict(
+        id=verdict.id,
+        allow=refusal is None,
+        control=refusal.control if refusal is not None else decision.control,
+        reason=refusal.message if refusal is not None else decision.reason,
+        revision=verdict.revision,
+        filters_hash=verdict.filters_hash,
+        cached=prepared.cached if cached is None else cached,
+    )
+
+
+def type_name(oid: int) -> str:
+    """The name of a common type, the number of any other; for the audit event."""
+    return _TYPE_NAMES.get(oid) or str(oid)
+
+
+_TYPE_NAMES = {
+    0: "unknown", 16: "bool", 17: "bytea", 18: "char", 19: "name", 20: "int8", 21: "int2", 23: "int4", 25: "text",
+    26: "oid", 114: "json", 700: "float4", 701: "float8", 705: "unknown", 1042: "bpchar", 1043: "varchar",
+    1082: "date", 1083: "time", 1114: "timestamp", 1184: "timestamptz", 1186: "interval", 1266: "timetz",
+    1700: "numeric", 2950: "uuid", 3802: "jsonb",
+}  # fmt: skip
 
 
 def _weight(understood: Sequence[Understood]) -> int:

@@ -137,7 +137,7 @@ class Recorder:
         if self._retry is not None or self._closed:
             self._tell(done, self._refusal())
         elif len(head) + len(tail) > LARGEST:
-            self._tell(done, self._unrecordable("the event is larger than a record may be"))
+            self._tell(done, self.unrecordable("the event is larger than a record may be"))
         else:
             if not self._entries:
                 self._loop.call_soon(self._flush)
@@ -153,7 +153,7 @@ class Recorder:
         try:
             head, tail, time, intent_of, intent_id = split(event, self._spool.worker)
         except (ValueError, TypeError) as error:
-            raise self._unrecordable(str(error)) from None
+            raise self.unrecordable(str(error)) from None
         kept: asyncio.Future[None] = self._loop.create_future()
 
         def done(refusal: Refusal | None) -> None:
@@ -308,7 +308,7 @@ class Recorder:
             detail_for_audit=self.last_error,
         )
 
-    def _unrecordable(self, why: str) -> Refusal:
+    def unrecordable(self, why: str) -> Refusal:
         self.failures_total += 1
         return Refusal(
             "AU-01",

@@ -48,12 +48,12 @@ from grille.protocols.postgres.pipeline import (
     Expectation,
     Request,
 )
+from grille.protocols.postgres.rewrite import Plan
 from grille.proxy.errors import Permitted, audit_text, missing_setting, refusal_fields, scrubbed_fields, sqlstate
 from grille.proxy.stream import ByteStream
 
 if TYPE_CHECKING:
     from grille.audit.event import Chain, Value
-    from grille.protocols.postgres.rewrite import Plan
     from grille.proxy.answers import Answer
     from grille.proxy.enforcement import Enforcement, Prepared
     from grille.proxy.identity import Agent
@@ -78,7 +78,7 @@ _POISON: Final = "grille_denied"
 class Statement:
     """One statement that the client has prepared, under whatever name."""
 
-    __slots__ = ("answer", "chain", "prepared", "text", "types")
+    __slots__ = ("answer", "chain", "encoded", "prepared", "text", "types")
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Statement:
         answer: Answer | None = None,
     ) -> None:
         self.text = text
+        self.encoded = text.encode()
         self.types = types
         self.prepared = prepared
         self.chain = chain
@@ -578,25 +579,12 @@ class Relay:
         run = self._run_of_failure(steps, number)
         self._rows, self._rows_bytes = [], 0
         plan = step.plan if step is not None else None
-        missing = missing_setting(server)
-        refusal: Refusal | None = None
-        if missing == "grille_row_check" and plan is not None and plan.row_check_plan:
-            refusal = Refusal("RO-02", "a row that you write would be outside of what you may see")
-        elif missing == "grille_catalogue_changed":
-            refusal = Refusal("ST-08", "the database was changed while the statement ran", sqlstate="40001")
-        elif code == "57014" and self._timed_out is not None:
-            refusal = Refusal(
-                "AC-06",
-                f"the statement took longer than the {self._timed_out:g} seconds that you may use",
-                sqlstate="57014",
-                hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
-            )
+        refusal, stale = judge(server, plan, self._timed_out)
         if run is not None:
             run.status = "denied" if refusal is not None else "error"
             run.sqlstate = refusal.sqlstate if refusal is not None else code
             run.error = audit_text(server)
             run.refusal = refusal
-        stale = plan is not None and (missing == "grille_catalogue_changed" or _is_stale(server))
         if refusal is not None:
             return Failure(refusal_fields(refusal), refusal=refusal, stale=stale)
         return Failure(scrubbed_fields(server, self._permitted), stale=stale)
@@ -674,6 +662,52 @@ class Relay:
         if self._cancelling is not None:
             await asyncio.wait([self._cancelling])
             self._cancelling = None
+
+
+def judge(server: dict[str, str], plan: Plan | None, timed_out: float | None) -> tuple[Refusal | None, bool]:
+    """What an error of the server means: a refusal that was raised on purpose, or a plan for another catalogue.
+
+    ``timed_out`` is the limit in seconds after which the statement was cancelled, if it was.
+    """
+    missing = missing_setting(server)
+    refusal: Refusal | None = None
+    if missing == "grille_row_check" and plan is not None and plan.row_check_plan:
+        refusal = Refusal("RO-02", "a row that you write would be outside of what you may see")
+    elif missing == "grille_catalogue_changed":
+        refusal = Refusal("ST-08", "the database was changed while the statement ran", sqlstate="40001")
+    elif sqlstate(server) == "57014" and timed_out is not None:
+        refusal = Refusal(
+            "AC-06",
+            f"the statement took longer than the {timed_out:g} seconds that you may use",
+            sqlstate="57014",
+            hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
+        )
+    return refusal, plan is not None and (missing == "grille_catalogue_changed" or _is_stale(server))
+
+
+@functools.lru_cache(maxsize=256)
+def own_plan(text: str) -> Plan:
+    """How a transaction command is sent: fixed ones as named statements, savepoints without a name."""
+    return Plan(
+        sql=text,
+        name="" if '"' in text else "grille_" + text.lower().replace(" ", "_").replace(",", ""),
+        parameter_types=(),
+        client_parameters=0,
+        literals=(),
+        encode=(),
+        injected=(),
+        hidden_columns=0,
+        swallow_rows=False,
+        results=(),
+        writes=False,
+        row_check_plan=False,
+    )
+
+
+def may_refuse(prepared: Prepared) -> bool:
+    """Whether the proxy may still refuse the statement when its replies are there."""
+    plan, limits = prepared.plan, prepared.limits
+    return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
 
 
 @functools.lru_cache(maxsize=4096)

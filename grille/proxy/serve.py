@@ -33,6 +33,7 @@ from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import CatalogWatch
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
+from grille.proxy.fastpath import SharedPipes, Turn
 from grille.proxy.identity import Registry
 from grille.proxy.listener import Listener
 from grille.proxy.node import (
@@ -92,6 +93,10 @@ class Worker:
             database.name: CatalogWatch(database, self._on_catalog(database)) for database in config.databases
         }
         self._pools = {database.name: UpstreamPool(database) for database in config.databases}
+        turn = Turn(asyncio.get_running_loop())
+        self._pipes = {
+            database.name: SharedPipes(database, turn) for database in config.databases if database.read_pipes
+        }
         self._listener: Listener | None = None
         self._services: Services | None = None
         self._audit_problem = "not opened yet"
@@ -148,6 +153,8 @@ class Worker:
             stack.push_async_callback(self._close_audit, recorder)
             for pool in self._pools.values():
                 stack.push_async_callback(_close_pool, pool)
+            for pipes in self._pipes.values():
+                stack.push_async_callback(pipes.close)
             tasks = [
                 asyncio.create_task(self._bundle.watch()),
                 asyncio.create_task(self._certificates.watch()),
@@ -306,6 +313,7 @@ class Worker:
                 for database in config.databases
             },
             pools=self._pools,
+            pipes=self._pipes,
             recorder=recorder,
             metrics=self.metrics,
             cancels=CancelTable(self.number, forward),

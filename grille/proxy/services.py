@@ -16,6 +16,7 @@ from grille.policies.decision import Limits
 from grille.protocols.postgres.messages import BackendKeyData
 from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement
+from grille.proxy.fastpath import SharedPipes
 from grille.proxy.recorder import Recorder
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import UpstreamPool
@@ -135,6 +136,8 @@ class Services:
     refresh: Callable[[str], Awaitable[object]]
     """Read a database's catalogue anew, because a statement met one that had changed."""
     quotas: Quotas = field(default_factory=Quotas)
+    pipes: Mapping[str, SharedPipes] = field(default_factory=dict)
+    """The shared pipes of each database; a database that has none is served without the fast path."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     def drain(self) -> None:

@@ -25,6 +25,7 @@ import msgspec
 
 from grille.audit.encoding import commit, event_id, timestamp
 from grille.audit.event import Chain, Event, Level, Outcome, Relation, Value, Verdict
+from grille.audit.fused import session_piece
 from grille.controls import Refusal
 from grille.policies.decision import Limits
 from grille.protocols.operation import Operation
@@ -66,10 +67,23 @@ from grille.protocols.postgres.rewrite import Plan
 from grille.protocols.postgres.statement import SessionCommand
 from grille.proxy import answers
 from grille.proxy.answers import Answer
-from grille.proxy.enforcement import Prepared, Understood
+from grille.proxy.enforcement import Prepared, Understood, event_verdict, relations_of, type_name
 from grille.proxy.errors import TEMPLATES, refusal_fields
+from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
-from grille.proxy.relay import STREAM_BYTES, ClientGone, Failure, Kind, Portal, Relay, Run, Statement, Step
+from grille.proxy.relay import (
+    STREAM_BYTES,
+    ClientGone,
+    Failure,
+    Kind,
+    Portal,
+    Relay,
+    Run,
+    Statement,
+    Step,
+    may_refuse,
+    own_plan,
+)
 from grille.proxy.services import Services
 from grille.proxy.startup import (
     PROTOCOL_3_2,
@@ -83,7 +97,7 @@ from grille.proxy.startup import (
     refuse_setting,
 )
 from grille.proxy.stream import ByteStream
-from grille.proxy.upstream import UpstreamLost
+from grille.proxy.upstream import UpstreamConnection, UpstreamLost
 
 log = logging.getLogger("grille.session")
 
@@ -122,37 +136,39 @@ class Session:
 
     def __init__(self, stream: ByteStream, agent: Agent, services: Services, peer: str = "") -> None:
         """``peer`` is the client's address and port; nothing has been read from the stream after its TLS handshake."""
-        self._stream = stream
-        self._agent = agent
-        self._services = services
-        self._config = services.config.listener
+        self.stream = stream
+        self.agent = agent
+        self.services = services
+        self.config = services.config.listener
         self._enforcement = services.enforcement[agent.database]
         self._pool = services.pools[agent.database]
-        self._relay = Relay(
+        self.relay = Relay(
             agent=agent,
             client=stream,
             enforcement=self._enforcement,
-            permitted=self._permitted,
+            permitted=self.permitted,
             keep_intent=self._keep_intent,
         )
         self._state = state.ClientState()
         self._state.happened(state.Event.ENCRYPTED)
         self._id = event_id(time.time())
         self._peer = peer or _address(stream)
-        self._settings = Settings()
+        self.settings = Settings()
         self._initial = Settings()
-        self._chain = Chain()
+        self.chain = Chain()
         self._key: BackendKeyData | None = None
         self._startup_frames = StartupFrames()
-        self._frames = Frames(frontend_limits(self._config.max_message_bytes, self._config.max_statement_bytes))
+        self._frames = Frames(frontend_limits(self.config.max_message_bytes, self.config.max_statement_bytes))
         self._timeout: asyncio.Timeout | None = None
+        self._lane: Lane | None = None
+        """Takes units of known statements while the session waits for its client."""
         self._half_since: float | None = None
         """When the first byte came of a message that is not whole yet."""
         self._ending = False
         # the transaction
-        self._status = "I"
-        self._begin: str | None = None
-        """BEGIN as the client gave it, answered but not sent yet."""
+        self.status = "I"
+        self.begun: str | None = None
+        """BEGIN as it will be sent, answered but not sent yet."""
         self._before: Settings | None = None
         """The settings to which ROLLBACK goes back."""
         self._isolation = ""
@@ -177,10 +193,10 @@ class Session:
         self._retried = False
         self._stale = False
         # what the client has prepared and bound
-        self._statements: dict[str, Statement] = {}
+        self.statements: dict[str, Statement] = {}
         self._statement_characters = 0
         """At least the length of their texts."""
-        self._portals: dict[str, Portal] = {}
+        self.portals: dict[str, Portal] = {}
         self._portal_names = itertools.count(1)
         self._known: dict[tuple[str, str], set[str]] = {}
         """Columns by relation that this session's own statements named: what errors may name."""
@@ -189,7 +205,7 @@ class Session:
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
-        self._services.metrics.sessions.inc()
+        self.services.metrics.sessions.inc()
         connected = False
         watch = asyncio.create_task(self._watch())
         try:
@@ -203,56 +219,58 @@ class Session:
         except asyncio.CancelledError:
             # The node does not wait any longer.
             ending = Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
-            self._stream.send(ErrorResponse(refusal_fields(ending)).encode())
+            self.stream.send(ErrorResponse(refusal_fields(ending)).encode())
             raise
         except Exception:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
             watch.cancel()
-            self._services.metrics.sessions.dec()
+            self.services.metrics.sessions.dec()
             if self._key is not None:
-                self._services.cancels.remove(self._key.process_id)
+                self.services.cancels.remove(self._key.process_id)
             await self._abandon()
-            self._stream.close()
+            self.stream.close()
             if connected:
                 await self._note("disconnect")
 
     async def _watch(self) -> None:
         """Cancel what runs when the client's connection goes away."""
-        await self._stream.wait_closed()
-        self._relay.cancel()
+        await self.stream.wait_closed()
+        self.relay.cancel()
 
     async def _abandon(self) -> None:
         """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
         self._leave_quotas()
-        runs, self._relay.runs = self._relay.runs, []
+        if self._lane is not None:
+            self._lane.close()
+        runs, self.relay.runs = self.relay.runs, []
         for run in runs:
             if run.tag == "" and run.refusal is None and run.sqlstate == "":
                 run.status = "unknown" if _writes(run.portal.prepared) else "error"
-        await self._relay.settled()
+        await self.relay.settled()
         self._release()
         for run in runs:
             with contextlib.suppress(Refusal):
-                event = self._statement_event(run)
-                await self._services.recorder.keep(event)
-                self._services.metrics.observe(event, run.portal.prepared.action)
+                event = self.statement_event(run)
+                await self.services.recorder.keep(event)
+                self.services.metrics.observe(event, run.portal.prepared.action)
 
     async def _close_with(self, refusal: Refusal) -> None:
         """Tell the client why the connection ends.  A refusal that is worth recording is recorded first."""
         refusal.fatal = True
         with contextlib.suppress(Refusal):
             await self._record_refusal(refusal, "", name="refused")
-        self._stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
+        self.stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
     async def _note(self, name: str) -> None:
-        level = self._services.recorder.level(writes=False) if name == "connect" else "process"
+        level = self.services.recorder.level(writes=False) if name == "connect" else "process"
         event = self._event("session", name, level, time.time())
         if name == "connect":
-            await self._services.recorder.keep(event)
+            await self.services.recorder.keep(event)
         else:
             with contextlib.suppress(Refusal):
-                await self._services.recorder.keep(event)
+                await self.services.recorder.keep(event)
 
     # startup
 
@@ -260,9 +278,9 @@ class Session:
         """True if the session has begun; False if it was a cancel request or the client left."""
         message = None
         try:
-            async with asyncio.timeout(self._config.handshake_timeout):
+            async with asyncio.timeout(self.config.handshake_timeout):
                 while message is None:
-                    data = await self._stream.receive()
+                    data = await self.stream.receive()
                     if not data:
                         return False
                     self._startup_frames.feed(data)
@@ -272,13 +290,13 @@ class Session:
         first = decode_startup(message)
         self._state.receive(first)
         if isinstance(first, CancelRequest):
-            self._services.cancels.cancel(first.process_id, first.secret)
+            self.services.cancels.cancel(first.process_id, first.secret)
             return False
         if not isinstance(first, StartupMessage):
             raise ProtocolViolation("a startup message was expected")
         startup = accept(first.major << 16 | first.minor, first.parameters)
-        self._settings = self._initial = startup.settings
-        self._chain = startup.chain
+        self.settings = self._initial = startup.settings
+        self.chain = startup.chain
         self._check_end()
         await self._note("connect")
         out = bytearray()
@@ -287,28 +305,30 @@ class Session:
         out += AUTHENTICATION_OK
         for name in answers.REPORTED:
             out += ParameterStatus(name, self._shown(name) or "").encode()
-        self._key = self._services.cancels.add(self, 32 if startup.version >= PROTOCOL_3_2 else 4)
+        self._key = self.services.cancels.add(self, 32 if startup.version >= PROTOCOL_3_2 else 4)
         out += self._key.encode()
         out += ReadyForQuery("I").encode()
-        self._stream.send(bytes(out))
+        self.stream.send(bytes(out))
         self._state.happened(state.Event.READY_IDLE)
-        self._services.metrics.sessions_total.inc()
+        self.services.metrics.sessions_total.inc()
         self._frames.feed(self._startup_frames.take_rest())
+        if self.agent.database in self.services.pipes:
+            self._lane = Lane(self)
         return True
 
     def _shown(self, name: str) -> str | None:
         """What SHOW answers; None for a setting that the proxy does not know."""
         if name == "server_version":
-            return self._services.server_version(self._agent.database)
+            return self.services.server_version(self.agent.database)
         if name == "server_version_num":
             major, _, minor = self._shown("server_version").partition(".")  # type: ignore[union-attr]
             return f"{int(major) * 10000 + int(''.join(itertools.takewhile(str.isdigit, minor)) or 0)}"
         if name in ("session_authorization", "role"):
-            return "/".join(self._agent.path)
+            return "/".join(self.agent.path)
         if name in ("default_transaction_read_only", "default_transaction_deferrable"):
-            return self._settings.get(name) or "off"
+            return self.settings.get(name) or "off"
         if name == "default_transaction_isolation":
-            return self._settings.get(name) or "read committed"
+            return self.settings.get(name) or "read committed"
         if name == "transaction_isolation":
             return self._isolation or self._shown("default_transaction_isolation")
         if name in ("transaction_read_only", "transaction_deferrable"):
@@ -316,7 +336,7 @@ class Session:
         known = canonical_session_name(name)
         if known == TRACE:
             return ""
-        return (self._settings.get(known) if known is not None else None) or answers.FIXED.get(name)
+        return (self.settings.get(known) if known is not None else None) or answers.FIXED.get(name)
 
     # reading
 
@@ -339,42 +359,57 @@ class Session:
     async def _read(self) -> bytes:
         """The next bytes.  Raises `Refusal` when the client is silent for too long, or when the session has to end."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        silence: float | None = None
-        if not self._frames.pending:
-            self._half_since = None
-            if self._relay.connection is not None:
-                silence = now + IDLE_TRANSACTION_SECONDS
-        else:
+        began = loop.time()
+        lane = self._lane
+        if self._frames.pending:
             # Counted from its first byte, so that a message that trickles in is ended too.
-            self._half_since = self._half_since or now
-            silence = self._half_since + self._config.idle_message_timeout
-        while True:
-            self._check_end()
-            left = (self._agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
-            deadline = loop.time() + min(left, _LONGEST_WAIT)
-            try:
-                async with asyncio.timeout_at(deadline if silence is None else min(deadline, silence)) as self._timeout:
-                    return await self._stream.receive()
-            except TimeoutError:
-                if silence is not None and loop.time() >= silence:
-                    raise self._silent() from None
-            finally:
-                self._timeout = None
+            self._half_since = self._half_since or began
+        else:
+            self._half_since = None
+            if lane is not None and not self._open and self.status != "E":
+                lane.open()
+        try:
+            while True:
+                self._check_end()
+                silence = self._silence(began)
+                left = (self.agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
+                deadline = loop.time() + min(left, _LONGEST_WAIT)
+                if silence is not None:
+                    deadline = min(deadline, silence)
+                try:
+                    async with asyncio.timeout_at(deadline) as self._timeout:
+                        return await self.stream.receive()
+                except TimeoutError:
+                    silence = self._silence(began)
+                    if silence is not None and loop.time() >= silence:
+                        raise self._silent() from None
+                finally:
+                    self._timeout = None
+        finally:
+            if lane is not None:
+                lane.close()
+
+    def _silence(self, began: float) -> float | None:
+        """Loop time until which the client may be silent; None: for as long as it likes."""
+        if self._half_since is not None:
+            return self._half_since + self.config.idle_message_timeout
+        if self.relay.connection is None:
+            return None
+        return (max(began, self._lane.active) if self._lane is not None else began) + IDLE_TRANSACTION_SECONDS
 
     def _silent(self) -> Refusal:
         if self._half_since is None:
             return Refusal("WP-04", TEMPLATES["25P03"], sqlstate="25P03", fatal=True)
         return Refusal(
             "WP-04",
-            f"the rest of a message did not arrive within {self._config.idle_message_timeout:g} seconds",
+            f"the rest of a message did not arrive within {self.config.idle_message_timeout:g} seconds",
             sqlstate="08P01",
             fatal=True,
         )
 
     def drain(self) -> None:
         """End now if the session is idle, else after its transaction."""
-        self._services.draining.set()
+        self.services.draining.set()
         self.interrupt()
 
     def interrupt(self) -> None:
@@ -384,18 +419,85 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel the statement in flight, if there is one."""
-        self._relay.cancel()
+        self.relay.cancel()
+        if self._lane is not None:
+            self._lane.cancel()
 
     @property
     def _idle(self) -> bool:
         """Between units, outside of a transaction."""
-        return self._status == "I" and not self._open
+        return self.status == "I" and not self._open and not (self._lane is not None and self._lane.busy)
+
+    # what the fast path uses
+
+    @property
+    def settings_changed(self) -> bool:
+        """True if a ROLLBACK would take settings back."""
+        return self._before is not None and self._before != self.settings
+
+    def begin(self, command: SessionCommand) -> None:
+        """A transaction begins, of which the database is told with its first statement."""
+        self._before = self.settings
+        self._isolation = _isolation(command.text)
+        self.begun, self.status = command.text, "T"
+
+    def hold(self, connection: UpstreamConnection) -> None:
+        """The transaction has this connection from here on."""
+        self.relay.connection = connection
+        self._reconsider()
+
+    def went_on(self, status: str) -> None:
+        """The database has answered a part of the transaction; ``status`` is what it is in now."""
+        self.status = status
+        if status == "I":
+            self.end()
+
+    def end(self) -> None:
+        """The transaction is over."""
+        self.status = "I"
+        self.begun = None
+        self._end_transaction()
+        self._release()
+
+    def broke(self) -> None:
+        """The transaction's connection is lost or given up, and the transaction with it."""
+        connection = self.relay.connection
+        if connection is not None:
+            connection.abort()
+        self._release()
+        self.begun = None
+        if self.status != "I":
+            self.status = "E"
+
+    def event_piece(self, level: Level) -> bytes:
+        """What all events of this session have in common at this level."""
+        return session_piece(
+            level,
+            self.agent.spiffe_id,
+            self.agent.serial,
+            self.agent.cert_sha256,
+            self._id,
+            self._peer,
+            "postgres",
+            self.agent.database,
+            self.settings.get("application_name") or "",
+            self.chain,
+        )
+
+    def _reconsider(self) -> None:
+        """Look again how long the client may be silent."""
+        timeout = self._timeout
+        if timeout is not None and not timeout.expired():
+            latest = asyncio.get_running_loop().time() + IDLE_TRANSACTION_SECONDS
+            when = timeout.when()
+            if when is None or when > latest:
+                timeout.reschedule(latest)
 
     def _check_end(self) -> None:
         """Raise the refusal that ends this session, if it has to end now."""
-        if dt.datetime.now(dt.UTC) >= self._agent.not_after:
+        if dt.datetime.now(dt.UTC) >= self.agent.not_after:
             raise Refusal("ID-06", "your certificate has expired", sqlstate="28000", fatal=True)
-        if self._services.draining.is_set() and self._idle:
+        if self.services.draining.is_set() and self._idle:
             raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
 
     # messages
@@ -425,7 +527,7 @@ class Session:
         await self._dispatch(message)
         if len(self._steps) > MAX_PENDING_STEPS or (self._steps and self._pending_bytes > MAX_PENDING_BYTES):
             await self._ahead()
-        if len(self._relay.out) > STREAM_BYTES and self._open:
+        if len(self.relay.out) > STREAM_BYTES and self._open:
             with contextlib.suppress(Refusal):
                 await self._give()
 
@@ -489,9 +591,9 @@ class Session:
 
     def _too_large(self, message: Oversized) -> Refusal:
         if message.discarded == Bind.kind:
-            limit, what = self._config.max_message_bytes, "parameters are"
+            limit, what = self.config.max_message_bytes, "parameters are"
         else:
-            limit, what = self._config.max_statement_bytes, "statement is"
+            limit, what = self.config.max_statement_bytes, "statement is"
         return Refusal(
             "WP-03",
             f"the {what} larger than the {limit} bytes that this proxy accepts",
@@ -502,8 +604,8 @@ class Session:
     # simple protocol
 
     async def _query(self, message: Query) -> None:
-        self._statements.pop("", None)
-        self._portals.pop("", None)
+        self.statements.pop("", None)
+        self.portals.pop("", None)
         text, chain = cut_comment(message.text)
         answer = self._driver_answer(text)
         if answer is not None:
@@ -512,7 +614,7 @@ class Session:
             self._answered(Portal(Statement(text, (), _local(None), chain, answer), _local(None)), answer.tag)
             await self._sync()
             return
-        all_prepared = await self._enforcement.prepare(self._agent, text, (), simple=True)
+        all_prepared = await self._enforcement.prepare(self.agent, text, (), simple=True)
         for prepared in all_prepared:
             statement = Statement(text, (), prepared, chain)
             self._refuse_in_failed_transaction(prepared.action)
@@ -533,7 +635,7 @@ class Session:
     # extended protocol
 
     async def _parse(self, message: Parse) -> None:
-        if message.name and message.name in self._statements:
+        if message.name and message.name in self.statements:
             raise Refusal("WP-01", f'prepared statement "{_plain(message.name)}" already exists', sqlstate="42P05")
         self._make_room(len(message.text))
         text, chain = cut_comment(message.text)
@@ -541,10 +643,10 @@ class Session:
         if answer is not None:
             statement = Statement(text, message.types, _local(SessionCommand("answer")), chain, answer)
         else:
-            (prepared,) = await self._enforcement.prepare(self._agent, text, message.types, simple=False)
+            (prepared,) = await self._enforcement.prepare(self.agent, text, message.types, simple=False)
             statement = Statement(text, message.types, prepared, chain)
         self._refuse_in_failed_transaction(statement.prepared.action)
-        undo = self._put(self._statements, message.name, statement)
+        undo = self._put(self.statements, message.name, statement)
         plan = statement.prepared.plan
         kind = Kind.LOCAL if plan is None else Kind.PARSE
         portal = Portal(statement, statement.prepared)
@@ -554,8 +656,8 @@ class Session:
         """Refuse a statement for which this session has no room."""
         self._statement_characters += characters
         if self._statement_characters > MAX_STATEMENT_CHARACTERS:
-            self._statement_characters = sum(len(each.text) for each in self._statements.values()) + characters
-        if len(self._statements) >= MAX_STATEMENTS or self._statement_characters > MAX_STATEMENT_CHARACTERS:
+            self._statement_characters = sum(len(each.text) for each in self.statements.values()) + characters
+        if len(self.statements) >= MAX_STATEMENTS or self._statement_characters > MAX_STATEMENT_CHARACTERS:
             raise Refusal(
                 "WP-03",
                 "this session has prepared more statements than the proxy keeps",
@@ -565,12 +667,12 @@ class Session:
 
     async def _bind(self, message: Bind) -> None:
         statement = self._statement(message.statement)
-        if message.portal and message.portal in self._portals:
+        if message.portal and message.portal in self.portals:
             raise Refusal("WP-01", f'portal "{_plain(message.portal)}" already exists', sqlstate="42P03")
         prepared = await self._current(statement)
         self._refuse_in_failed_transaction(prepared.action)
         portal = await self._bound(statement, prepared, message)
-        undo = self._put(self._portals, message.portal, portal)
+        undo = self._put(self.portals, message.portal, portal)
         if prepared.plan is None:
             self._step(Step(Kind.LOCAL, reply=BIND_COMPLETE, undo=undo))
         else:
@@ -582,7 +684,7 @@ class Session:
         """The statement under the policy and the catalogue of now.  Raises `Refusal`."""
         if not self._enforcement.is_current(statement.prepared):
             (statement.prepared,) = await self._enforcement.prepare(
-                self._agent, statement.text, statement.types, simple=False
+                self.agent, statement.text, statement.types, simple=False
             )
         return statement.prepared
 
@@ -603,11 +705,11 @@ class Session:
         )
         if prepared.plan is None:
             return portal
-        self._learn(prepared)
+        self.learn(prepared)
         values = prepared.constants if prepared.understood.is_template else message.values
         portal.values = _commitments(prepared.plan, values)
         began = time.perf_counter()
-        portal.wire = await self._enforcement.bind(self._agent, prepared, message.formats, message.values)
+        portal.wire = await self._enforcement.bind(self.agent, prepared, message.formats, message.values)
         portal.tokenize = time.perf_counter() - began
         portal.encoded = sum(portal.wire[1][slot.parameter] is not None for slot in prepared.plan.encode)
         if prepared.plan.swallow_rows:
@@ -665,24 +767,24 @@ class Session:
 
     async def _close(self, message: Close) -> None:
         if message.target == "S":
-            self._statements.pop(message.name, None)
+            self.statements.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
             return
-        portal = self._portals.pop(message.name, None)
+        portal = self.portals.pop(message.name, None)
         if portal is None or portal.prepared.plan is None:
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
         else:
             self._step(Step(Kind.CLOSE_PORTAL, portal=portal))
 
     def _statement(self, name: str) -> Statement:
-        statement = self._statements.get(name)
+        statement = self.statements.get(name)
         if statement is None:
             what = f'prepared statement "{_plain(name)}"' if name else "the unnamed prepared statement"
             raise Refusal("WP-01", f"{what} does not exist", sqlstate="26000")
         return statement
 
     def _portal(self, name: str) -> Portal:
-        portal = self._portals.get(name)
+        portal = self.portals.get(name)
         if portal is None:
             what = f'portal "{_plain(name)}"' if name else "the unnamed portal"
             raise Refusal("WP-01", f"{what} does not exist", sqlstate="34000")
@@ -713,7 +815,7 @@ class Session:
 
     def _check_room(self) -> None:
         """Refuse one execution more than a unit may hold.  Raises `Refusal` WP-03."""
-        if len(self._relay.runs) >= MAX_EXECUTIONS:
+        if len(self.relay.runs) >= MAX_EXECUTIONS:
             raise Refusal(
                 "WP-03",
                 f"more than {MAX_EXECUTIONS} executions before one Sync",
@@ -724,16 +826,16 @@ class Session:
     def _enter(self, portal: Portal) -> None:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
         self._check_room()
-        quotas, limits = self._services.quotas, portal.prepared.limits
+        quotas, limits = self.services.quotas, portal.prepared.limits
         if not self._entered:
             # A session runs one statement at a time, however many it has queued.
-            quotas.enter(self._agent.spiffe_id, limits)
+            quotas.enter(self.agent.spiffe_id, limits)
             self._entered = True
-        quotas.count(self._agent.spiffe_id, limits)
+        quotas.count(self.agent.spiffe_id, limits)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> None:
         run = Run(portal)
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
         step = Step(Kind.EXECUTE, plan=portal.prepared.plan, portal=portal, run=run, max_rows=max_rows)
         self._steps.append(step)
 
@@ -746,7 +848,7 @@ class Session:
         steps, self._steps = self._steps, []
         if not sync and all(step.kind is Kind.LOCAL for step in steps):
             for step in steps:
-                self._relay.out += step.reply
+                self.relay.out += step.reply
             return True
         begin = 0
         try:
@@ -762,29 +864,31 @@ class Session:
             raise
 
     async def _send(self, steps: list[Step], *, sync: bool) -> bool:
-        relay = self._relay
+        relay = self.relay
         if not steps and not sync:
             return True
         await self._keep_strict_intents(steps)
         await self._acquire()
-        if self._begin is not None:
-            steps = [*self._control(self._begin), *steps]
-            self._begin = None
+        if self.begun is not None:
+            steps = [*self._control(self.begun), *steps]
+            self.begun = None
         self._engaged = True
         failure = await relay.exchange(steps, sync=sync)
         if sync:
             self._engaged = False
-            self._status = relay.status
+            self.status = relay.status
         if failure is None:
             return True
         await self._failed_upstream(failure, sync=sync)
         return False
 
     async def _acquire(self) -> None:
-        if self._relay.connection is not None:
+        if self.relay.connection is not None:
             return
         try:
-            self._relay.connection = await self._pool.acquire(profile=self._settings.for_server())
+            self.relay.connection = await self._pool.acquire(
+                profile=self.settings.for_server(), borrower=self.agent.spiffe_id
+            )
         except Refusal as refusal:
             if "22023" in (refusal.detail_for_audit or ""):
                 raise Refusal(
@@ -796,15 +900,15 @@ class Session:
             raise
 
     def _release(self) -> None:
-        connection, self._relay.connection = self._relay.connection, None
-        self._portals.clear()
+        connection, self.relay.connection = self.relay.connection, None
+        self.portals.clear()
         if connection is not None:
             self._pool.release(connection)
 
     @staticmethod
     def _control(text: str) -> list[Step]:
         """A transaction command of the proxy's own, of which the client sees nothing."""
-        plan = _own_plan(text)
+        plan = own_plan(text)
         portal = Portal(_NOTHING, _local(None))
         return [
             Step(Kind.BIND, plan=plan, portal=portal, visible=False),
@@ -813,9 +917,9 @@ class Session:
 
     def _queue_control(self, command: SessionCommand, portal: Portal) -> None:
         """A transaction command of the client's, which is sent as it is and whose tag the client sees."""
-        plan = _own_plan(command.text)
+        plan = own_plan(command.text)
         run = Run(portal)
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
         self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
         self._step(Step(Kind.EXECUTE, plan=plan, portal=portal, run=run))
 
@@ -827,15 +931,15 @@ class Session:
         if failure.refusal is not None and failure.refusal.decision_id is None:
             failure.refusal.decision_id = self._decision_of(failure.refusal)
             failure.fields = refusal_fields(failure.refusal)
-        self._relay.out += ErrorResponse(_clean(failure.fields)).encode()
+        self.relay.out += ErrorResponse(_clean(failure.fields)).encode()
         if self._state.state is state.State.EXTENDED:
             self._state.happened(state.Event.FAILED)
         if failure.refusal is not None and not failure.server_failed:
             # Upstream did not fail, so it is made to, if there is a transaction to fail.
-            self._poison = not sync or self._status == "T"
+            self._poison = not sync or self.status == "T"
 
     def _decision_of(self, refusal: Refusal) -> str | None:
-        for run in self._relay.runs:
+        for run in self.relay.runs:
             if run.refusal is refusal and run.portal.prepared.verdict is not None:
                 return run.portal.prepared.verdict.id
         return None
@@ -854,34 +958,34 @@ class Session:
         except Refusal as earlier:
             refusal = earlier
         self._failed = True
-        self._poison = self._relay.connection is not None
-        if self._status == "T" and self._relay.connection is None:
-            self._status = "E"
-        self._relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
+        self._poison = self.relay.connection is not None
+        if self.status == "T" and self.relay.connection is None:
+            self.status = "E"
+        self.relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
         if self._state.state is state.State.EXTENDED:
             self._state.happened(state.Event.FAILED)
 
     async def _lost(self, lost: UpstreamLost) -> None:
         """The upstream connection is gone: nobody knows what became of the writes of this unit."""
-        for run in self._relay.runs:
+        for run in self.relay.runs:
             if run.sqlstate == "" and run.refusal is None and not run.local:
                 run.status = "unknown" if _writes(run.portal.prepared) or run.portal.prepared.plan is None else "error"
                 run.sqlstate = "08006"
                 run.error = lost.detail_for_audit or ""
         self._steps.clear()
         self._engaged = self._poison = False
-        self._begin = None
+        self.begun = None
         self._release()
-        if self._status != "I":
-            self._status = "E"
+        if self.status != "I":
+            self.status = "E"
         if not self._failed:
             self._failed = True
-            self._relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
+            self.relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
             if self._state.state is state.State.EXTENDED:
                 self._state.happened(state.Event.FAILED)
 
     def _refuse_in_failed_transaction(self, action: str) -> None:
-        if self._status == "E" and action not in _EXIT:
+        if self.status == "E" and action not in _EXIT:
             raise Refusal("WP-01", TEMPLATES["25P02"], sqlstate="25P02", hint="Send ROLLBACK.")
 
     # the end of a unit
@@ -894,14 +998,14 @@ class Session:
         """
         light = (
             not self._engaged
-            and self._status == "I"
+            and self.status == "I"
             and all(step.kind in (Kind.PARSE, Kind.DESCRIBE_STATEMENT, Kind.LOCAL) for step in self._steps)
         )
         steps = [step for step in self._steps if step.kind is not Kind.LOCAL]
         if steps and light:
             await self._segment(sync=True)
-            await self._relay.settled()
-            if self._status == "I":
+            await self.relay.settled()
+            if self.status == "I":
                 self._release_connection()
         else:
             await self._segment(sync=False)
@@ -912,16 +1016,16 @@ class Session:
 
     async def _give(self) -> None:
         """Send what is gathered before the unit has ended.  Raises `Refusal` if what ran cannot be recorded."""
-        relay = self._relay
+        relay = self.relay
         if not relay.out or self._stale:
             return
         for run in relay.runs:
             if not run.intent and not run.local:
                 await self._keep_intent(run)
         relay.streamed = True
-        self._stream.send(bytes(relay.out))
+        self.stream.send(bytes(relay.out))
         relay.out.clear()
-        await self._stream.drain()
+        await self.stream.drain()
 
     async def _sync(self) -> None:
         """End the unit: upstream first, then the records, then the client."""
@@ -933,39 +1037,39 @@ class Session:
 
     async def _finish(self) -> None:
         """The unit's last part: poison where due, settle, record, answer, release."""
-        relay = self._relay
+        relay = self.relay
         self._steps.clear()
         try:
             if self._poison:
                 await relay.exchange([Step(Kind.POISON)], sync=True)
-                self._status, self._engaged, self._poison = relay.status, False, False
+                self.status, self._engaged, self._poison = relay.status, False, False
             elif self._engaged:
                 await relay.exchange([], sync=True)
-                self._status, self._engaged = relay.status, False
+                self.status, self._engaged = relay.status, False
             await relay.settled()
         except UpstreamLost as lost:
             await self._lost(lost)
         if self._stale:
             await self._run_again()
             return
-        if self._status == "I":
+        if self.status == "I":
             self._end_transaction()
         try:
             await self._keep_outcomes()
         except Refusal as refusal:
             await self._unrecorded(refusal)
         self._leave_quotas()
-        if self._status == "I":
-            self._begin = None
+        if self.status == "I":
+            self.begun = None
             self._release()
-        out = relay.out + ReadyForQuery(self._status).encode()  # type: ignore[arg-type]
+        out = relay.out + ReadyForQuery(self.status).encode()  # type: ignore[arg-type]
         self._reset_unit()
-        self._state.happened(state.READY[self._status])  # type: ignore[index]
-        self._stream.send(bytes(out))
-        await self._stream.drain()
+        self._state.happened(state.READY[self.status])  # type: ignore[index]
+        self.stream.send(bytes(out))
+        await self.stream.drain()
 
     def _reset_unit(self) -> None:
-        relay = self._relay
+        relay = self.relay
         relay.out = bytearray()
         relay.runs = []
         relay.streamed = False
@@ -978,24 +1082,24 @@ class Session:
 
     def _leave_quotas(self) -> None:
         if self._entered:
-            self._services.quotas.leave(self._agent.spiffe_id)
+            self.services.quotas.leave(self.agent.spiffe_id)
             self._entered = False
 
     def _release_connection(self) -> None:
-        connection, self._relay.connection = self._relay.connection, None
+        connection, self.relay.connection = self.relay.connection, None
         if connection is not None:
             self._pool.release(connection)
 
     async def _unrecorded(self, refusal: Refusal) -> None:
         """The outcome cannot be kept, so the client does not get it (AU-01)."""
-        relay = self._relay
+        relay = self.relay
         if not relay.streamed:
             relay.out.clear()
         relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
-        if self._status == "T" and relay.connection is not None:
+        if self.status == "T" and relay.connection is not None:
             try:
                 await relay.exchange([Step(Kind.POISON)], sync=True)
-                self._status = relay.status
+                self.status = relay.status
             except UpstreamLost as lost:
                 self._failed = True
                 await self._lost(lost)
@@ -1006,15 +1110,15 @@ class Session:
         """Whether the whole unit can run once more: nothing of it is visible to anybody yet."""
         return (
             not self._retried
-            and not self._relay.streamed
+            and not self.relay.streamed
             and self._repeatable
-            and self._status == "I"
-            and self._begin is None
+            and self.status == "I"
+            and self.begun is None
         )
 
     async def _run_again(self) -> None:
         """Refresh the catalogue and run the unit once more, under new plans."""
-        relay = self._relay
+        relay = self.relay
         for undo in reversed(self._undo):
             undo()
         if relay.connection is not None:
@@ -1024,7 +1128,7 @@ class Session:
         self._leave_quotas()
         self._reset_unit()
         self._retried = True
-        await self._services.refresh(self._agent.database)
+        await self.services.refresh(self.agent.database)
         self._state.state = state.State.IDLE
         for kind, payload in unit:
             self._begin_unit(kind, payload)
@@ -1039,7 +1143,7 @@ class Session:
     async def _command(self, command: SessionCommand, portal: Portal) -> None:
         self._check_room()
         await self._obey(command, portal)
-        queued = self._relay.runs and self._relay.runs[-1].portal is portal
+        queued = self.relay.runs and self.relay.runs[-1].portal is portal
         if not self._failed and not queued:
             self._answered(portal, _TAGS.get(command.kind, command.kind.upper()))
 
@@ -1047,7 +1151,7 @@ class Session:
         """Note a statement that the proxy answered by itself: it has an event too."""
         run = Run(portal)
         run.tag, run.local = tag, True
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
 
     async def _obey(self, command: SessionCommand, portal: Portal) -> None:
         kind = command.kind
@@ -1091,14 +1195,14 @@ class Session:
                 if self._in_transaction:
                     raise Refusal("ST-05", "DISCARD ALL cannot run inside a transaction", sqlstate="25001")
                 await self._reset_all()
-                self._statements.clear()
+                self.statements.clear()
             tag = f"DISCARD {command.name.upper()}"
         elif kind == "deallocate":
             if command.name:
                 self._statement(command.name)
-                del self._statements[command.name]
+                del self.statements[command.name]
             else:
-                self._statements.clear()
+                self.statements.clear()
             tag = "DEALLOCATE" if command.name else "DEALLOCATE ALL"
         elif kind == "close_all":
             tag = "CLOSE CURSOR ALL"
@@ -1111,7 +1215,7 @@ class Session:
     @property
     def _in_transaction(self) -> bool:
         """In a transaction block, or in a unit of which upstream has already begun a part."""
-        return self._status != "I" or self._engaged
+        return self.status != "I" or self._engaged
 
     async def _transaction(self, command: SessionCommand, portal: Portal) -> None:
         kind = command.kind
@@ -1119,37 +1223,37 @@ class Session:
         if any(step.kind is not Kind.LOCAL for step in self._steps) and not await self._segment(sync=False):
             return
         if kind == "begin":
-            if self._status == "T":
+            if self.status == "T":
                 self._warn("25001", "there is already a transaction in progress")
                 self._say(tag)
                 return
-            if self._services.draining.is_set():
+            if self.services.draining.is_set():
                 raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01")
-            self._before = self._settings
+            self._before = self.settings
             self._isolation = _isolation(command.text)
             if self._engaged:
                 self._queue_control(command, portal)
             else:
-                self._begin, self._status = command.text, "T"
+                self.begun, self.status = command.text, "T"
                 self._say(tag)
             return
-        if self._status == "I" and not self._engaged:
+        if self.status == "I" and not self._engaged:
             if kind not in _LAZY_SAFE:
                 raise Refusal("WP-01", f"{_TAGS[kind]} can only be used in transaction blocks", sqlstate="25P01")
             self._warn("25P01", "there is no transaction in progress")
             self._say(tag)
             return
-        if self._relay.connection is None and not (self._status == "T" and kind not in _LAZY_SAFE):
+        if self.relay.connection is None and not (self.status == "T" and kind not in _LAZY_SAFE):
             # Nothing of this transaction has been sent.
             if kind in _LAZY_SAFE:
-                failed = self._status == "E"
+                failed = self.status == "E"
                 if kind == "rollback" or failed:
                     self._roll_back_settings()
-                self._begin, self._status = None, "I"
+                self.begun, self.status = None, "I"
                 self._say(CommandComplete("ROLLBACK" if kind == "rollback" or failed else "COMMIT").encode())
                 return
             raise Refusal("WP-01", TEMPLATES["3B001"], sqlstate="3B001")
-        if kind in _LAZY_SAFE and (kind == "rollback" or self._status == "E"):
+        if kind in _LAZY_SAFE and (kind == "rollback" or self.status == "E"):
             self._roll_back_settings()
         self._queue_control(command, portal)
 
@@ -1158,8 +1262,8 @@ class Session:
         self._isolation = ""
 
     def _roll_back_settings(self) -> None:
-        if self._before is not None and self._before != self._settings:
-            old, self._settings = self._settings, self._before
+        if self._before is not None and self._before != self.settings:
+            old, self.settings = self.settings, self._before
             self._report(old)
 
     def _warn(self, code: str, text: str) -> None:
@@ -1177,7 +1281,7 @@ class Session:
                 raise Refusal("ID-04", "use SET TRANSACTION instead", sqlstate="0A000")
             refuse_setting(name)
         if known == TRACE:
-            self._chain = parse_trace(value or "", "setting")
+            self.chain = parse_trace(value or "", "setting")
             return
         wanted = self._initial.get(known) if value is None else check(known, value)
         if local:
@@ -1186,8 +1290,8 @@ class Session:
                 return
             await self._set_upstream(known, wanted or "", local=True)
             return
-        old, self._settings = self._settings, self._settings.with_value(known, wanted)
-        if self._settings.for_server() != old.for_server() and self._relay.connection is not None:
+        old, self.settings = self.settings, self.settings.with_value(known, wanted)
+        if self.settings.for_server() != old.for_server() and self.relay.connection is not None:
             await self._set_upstream(known, wanted or "", local=False)
         self._report(old)
 
@@ -1196,7 +1300,7 @@ class Session:
         if name in ("application_name", "client_encoding"):
             return
         await self._acquire()
-        connection = self._relay.connection
+        connection = self.relay.connection
         if connection is not None:
             connection.unpin(name)
         wire = ((0, 0, 0), (name.encode(), value.encode(), b"t" if local else b"f"))
@@ -1205,17 +1309,17 @@ class Session:
         self._step(Step(Kind.EXECUTE, plan=_SET_CONFIG, portal=portal, visible=False))
 
     async def _reset_all(self) -> None:
-        for name, _ in (*self._settings.values, *self._initial.values):
+        for name, _ in (*self.settings.values, *self._initial.values):
             await self._set(name, None, local=False)
 
     def _report(self, old: Settings) -> None:
         """Tell the client of reported settings that changed."""
         for name in answers.REPORTED:
-            value = self._settings.get(name)
+            value = self.settings.get(name)
             if value is not None and value != old.get(name):
                 self._say(ParameterStatus(name, value).encode())
         name = "default_transaction_read_only"
-        if (self._settings.get(name) or "off") != (old.get(name) or "off") and self._settings.get(name) is None:
+        if (self.settings.get(name) or "off") != (old.get(name) or "off") and self.settings.get(name) is None:
             self._say(ParameterStatus(name, "off").encode())
 
     def _show(self, name: str) -> Answer:
@@ -1242,14 +1346,14 @@ class Session:
             text,
             {
                 "server_version": self._shown("server_version") or "",
-                "database": self._agent.database,
+                "database": self.agent.database,
                 "session_authorization": self._shown("session_authorization") or "",
             },
         )
 
     # what errors may name
 
-    def _learn(self, prepared: Prepared) -> None:
+    def learn(self, prepared: Prepared) -> None:
         operation = prepared.understood.operation
         if operation is None:
             return
@@ -1257,7 +1361,7 @@ class Session:
             columns = self._known.setdefault((use.schema, use.name), set())
             columns.update(use.columns, use.predicates)
 
-    def _permitted(self, schema: str, relation: str, column: str) -> bool:
+    def permitted(self, schema: str, relation: str, column: str) -> bool:
         """An error may name what a permitted statement of this session has named before."""
         columns = self._known.get((schema, relation))
         return columns is not None and (not column or column in columns)
@@ -1270,43 +1374,43 @@ class Session:
             time=timestamp(when),
             kind=kind,
             name=name,
-            worker=self._services.worker,
+            worker=self.services.worker,
             sequence=0,
             level=level,
-            spiffe_id=self._agent.spiffe_id,
-            certificate_serial=self._agent.serial,
-            certificate_sha256=self._agent.cert_sha256,
+            spiffe_id=self.agent.spiffe_id,
+            certificate_serial=self.agent.serial,
+            certificate_sha256=self.agent.cert_sha256,
             session=self._id,
             client=self._peer,
             protocol="postgres",
-            database=self._agent.database,
-            application=self._settings.get("application_name") or "",
+            database=self.agent.database,
+            application=self.settings.get("application_name") or "",
             **more,
         )
 
     def _level(self, prepared: Prepared) -> Level:
-        return self._services.recorder.level(writes=_writes(prepared))
+        return self.services.recorder.level(writes=_writes(prepared))
 
     async def _keep_strict_intents(self, steps: Sequence[Step]) -> None:
         """Level strict: the intent is on disk before the statement is forwarded."""
-        self._services.recorder.check()
+        self.services.recorder.check()
         for step in steps:
             if step.run is not None and not step.run.intent and self._level(step.run.portal.prepared) == "strict":
                 await self._keep_intent(step.run)
 
     async def _keep_intent(self, run: Run) -> None:
-        event = self._statement_event(run, intent=True)
-        await self._services.recorder.keep(event)
+        event = self.statement_event(run, intent=True)
+        await self.services.recorder.keep(event)
         run.intent = event.id
 
     async def _keep_outcomes(self) -> None:
         """Keep the final event of every execution of this unit, all in one group."""
-        runs = self._relay.runs
+        runs = self.relay.runs
         if not runs:
             return
         began = time.perf_counter()
-        events = [self._statement_event(run) for run in runs]
-        keep = self._services.recorder.keep
+        events = [self.statement_event(run) for run in runs]
+        keep = self.services.recorder.keep
         if len(events) == 1:
             await keep(events[0])
         else:
@@ -1317,27 +1421,18 @@ class Session:
         for run, event in zip(runs, events, strict=True):
             stages = {**event.stages, "audit": elapsed}
             stages["total"] = stages.get("total", 0) + elapsed
-            self._services.metrics.observe(msgspec.structs.replace(event, stages=stages), run.portal.prepared.action)
+            self.services.metrics.observe(msgspec.structs.replace(event, stages=stages), run.portal.prepared.action)
 
-    def _statement_event(self, run: Run, *, intent: bool = False) -> Event:
+    def statement_event(self, run: Run, *, intent: bool = False) -> Event:
         portal = run.portal
         prepared = portal.prepared
         plan, verdict, understood = prepared.plan, prepared.verdict, prepared.understood
         refusal = run.refusal
         more: dict[str, Any] = {}
         if verdict is not None:
-            decision = verdict.decision
-            more["verdict"] = Verdict(
-                id=verdict.id,
-                allow=refusal is None,
-                control=refusal.control if refusal is not None else decision.control,
-                reason=refusal.message if refusal is not None else decision.reason,
-                revision=verdict.revision,
-                filters_hash=verdict.filters_hash,
-                cached=prepared.cached,
-            )
+            more["verdict"] = event_verdict(prepared, refusal)
             if understood.operation is not None:
-                more["relations"] = _relations(understood.operation, prepared)
+                more["relations"] = relations_of(prepared)
                 more["functions"] = understood.operation.functions
         # What the proxy answers for drivers is a closed set of texts without constants.
         shown = portal.statement.text if portal.statement.answer is not None else understood.shown
@@ -1359,7 +1454,7 @@ class Session:
             "statement",
             self._level(prepared) if plan is not None else "process",
             run.began,
-            chain=portal.statement.chain or self._chain,
+            chain=portal.statement.chain or self.chain,
             template=shown,
             template_sha256=_sha256(shown),
             statement_bytes=len(portal.statement.text.encode()),
@@ -1391,10 +1486,10 @@ class Session:
         event = self._event(
             "statement" if name == "statement" else "session",
             name,
-            self._services.recorder.level(writes=False),
+            self.services.recorder.level(writes=False),
             when,
             id=identifier,
-            chain=chain or self._chain,
+            chain=chain or self.chain,
             template=refusal.template or "",
             template_sha256=_sha256(refusal.template or ""),
             statement_bytes=len(stripped.encode(errors="replace")),
@@ -1408,8 +1503,8 @@ class Session:
             outcome=Outcome("denied", sqlstate=refusal.sqlstate, error=refusal.detail_for_audit or ""),
             **more,
         )
-        await self._services.recorder.keep(event)
-        self._services.metrics.observe(event)
+        await self.services.recorder.keep(event)
+        self.services.metrics.observe(event)
 
 
 # small things
@@ -1429,12 +1524,6 @@ _STAND_INS: Final[dict[int, FrontendMessage]] = {
     Query.kind: Query(""),
     Execute.kind: Execute(""),
 }
-_TYPE_NAMES: Final = {
-    0: "unknown", 16: "bool", 17: "bytea", 18: "char", 19: "name", 20: "int8", 21: "int2", 23: "int4", 25: "text",
-    26: "oid", 114: "json", 700: "float4", 701: "float8", 705: "unknown", 1042: "bpchar", 1043: "varchar",
-    1082: "date", 1083: "time", 1114: "timestamp", 1184: "timestamptz", 1186: "interval", 1266: "timetz",
-    1700: "numeric", 2950: "uuid", 3802: "jsonb",
-}  # fmt: skip
 
 
 def _local(command: SessionCommand | None) -> Prepared:
@@ -1448,27 +1537,8 @@ def _local(command: SessionCommand | None) -> Prepared:
 _NOTHING: Final = Statement("", (), _local(None), None)
 
 
-@functools.lru_cache(maxsize=256)
-def _own_plan(text: str) -> Plan:
-    """How a transaction command is sent: fixed ones as named statements, savepoints without a name."""
-    return Plan(
-        sql=text,
-        name="" if '"' in text else "grille_" + text.lower().replace(" ", "_").replace(",", ""),
-        parameter_types=(),
-        client_parameters=0,
-        literals=(),
-        encode=(),
-        injected=(),
-        hidden_columns=0,
-        swallow_rows=False,
-        results=(),
-        writes=False,
-        row_check_plan=False,
-    )
-
-
 _SET_CONFIG: Final = msgspec.structs.replace(
-    _own_plan("SELECT pg_catalog.set_config($1, $2, $3)"),
+    own_plan("SELECT pg_catalog.set_config($1, $2, $3)"),
     name="grille_set_config",
     parameter_types=(25, 25, 16),
     swallow_rows=True,
@@ -1479,12 +1549,6 @@ def _writes(prepared: Prepared) -> bool:
     return prepared.plan is not None and prepared.plan.writes
 
 
-def _may_refuse(prepared: Prepared) -> bool:
-    """Whether the proxy may still refuse the statement when its replies are there."""
-    plan, limits = prepared.plan, prepared.limits
-    return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
-
-
 def _cuts(steps: Sequence[Step]) -> list[int]:
     """Where a segment is cut: before a write that follows something refusable, and after a refusable write."""
     cuts = []
@@ -1492,41 +1556,26 @@ def _cuts(steps: Sequence[Step]) -> list[int]:
     for number, step in enumerate(steps):
         if step.run is None:
             continue
-        writes, may_refuse = _writes(step.run.portal.prepared), _may_refuse(step.run.portal.prepared)
+        writes, refusable_itself = _writes(step.run.portal.prepared), may_refuse(step.run.portal.prepared)
         if writes and refusable:
             cuts.append(number)
             refusable = False
-        if writes and may_refuse:
+        if writes and refusable_itself:
             cuts.append(number + 1)
         else:
-            refusable = refusable or may_refuse
+            refusable = refusable or refusable_itself
     return cuts
 
 
 def _commitments(plan: Plan, values: Sequence[bytes | None]) -> tuple[Value, ...]:
     """Commitments to the client's values, in the form in which they came."""
     types = plan.parameter_types
-    return tuple(
-        commit(value, _TYPE_NAMES.get(types[n], str(types[n])) if n < len(types) else "unknown")
-        for n, value in enumerate(values)
-    )
+    return tuple(commit(value, type_name(types[n]) if n < len(types) else "unknown") for n, value in enumerate(values))
 
 
 def _values_of(prepared: Prepared) -> object:
     """The identity's own values under which a statement was decided."""
     return prepared.verdict.values if prepared.verdict is not None else None
-
-
-def _relations(operation: Operation, prepared: Prepared) -> tuple[Relation, ...]:
-    terms = prepared.verdict.terms.relations if prepared.verdict is not None else {}
-    found = []
-    for use in operation.relations:
-        known = terms.get(use.qualified)
-        sensitive = {}
-        if known is not None and use.access == "read":
-            sensitive = {name: known.columns[name].read for name in use.columns if name in known.columns}
-        found.append(Relation(use.qualified, use.access, use.columns, sensitive))
-    return tuple(found)
 
 
 def _characteristics(text: str) -> list[tuple[str, str]]:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
+
+
+class Tap(Protocol):
+    """What takes a stream's bytes at once, in the callback in which they arrive."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes have arrived."""
+
+    def ended(self) -> None:
+        """No more bytes will arrive; may be called twice."""
 
 
 class ByteStream(asyncio.Protocol):
@@ -26,6 +36,8 @@ class ByteStream(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._writing_paused = False
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tap: Tap | None = None
+        """Takes bytes as they arrive, instead of `receive`, while nothing waits to be received."""
 
     # asyncio.Protocol
 
@@ -33,25 +45,41 @@ class ByteStream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        tap = self.tap
+        if tap is not None and not self._chunks:
+            tap.received(data)
+            return
+        self.give_back(data)
+
+    def give_back(self, data: bytes) -> None:
+        """Let these bytes be received next."""
         self._chunks += data
-        if len(self._chunks) >= HIGH_WATER and not self._reading_paused and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if len(self._chunks) >= HIGH_WATER:
+            self.pause()
         self._wake()
 
     def eof_received(self) -> bool:
-        self._eof = True
-        self._wake()
+        self._end()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _end(self) -> None:
         self._eof = True
-        self._error = exc
         self._wake()
+        if self.tap is not None:
+            self.tap.ended()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._error = exc
+        self._end()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         if not self._closed.done():
             self._closed.set_result(None)
+
+    @property
+    def writing_paused(self) -> bool:
+        """True while the peer takes what is sent more slowly than it is sent."""
+        return self._writing_paused
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -73,10 +101,20 @@ class ByteStream(asyncio.Protocol):
                 self._receiver = None
         data = bytes(self._chunks)
         self._chunks.clear()
+        self.resume()
+        return data
+
+    def pause(self) -> None:
+        """Read nothing more from the peer until `resume`."""
+        if not self._reading_paused and self._transport is not None and not self._transport.is_closing():
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
         if self._reading_paused and self._transport is not None and not self._transport.is_closing():
             self._reading_paused = False
             self._transport.resume_reading()
-        return data
 
     @property
     def buffered(self) -> int:

@@ -11,9 +11,9 @@ import contextlib
 import socket
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -56,6 +56,9 @@ STATEMENT_LIMIT: Final = 500
 
 _CANCEL_ATTEMPTS: Final = 3
 _CANCEL_PATIENCE: Final = 0.5
+
+if TYPE_CHECKING:
+    from grille.proxy.fastpath import Pipe
 
 Profile = tuple[tuple[str, str], ...]
 """Settings of a client that change what the server does, sorted by name: the GUC profile."""
@@ -107,15 +110,18 @@ class UpstreamConnection:
 
     def __init__(self, database: Database, profile: Profile, stream: ByteStream) -> None:
         self.profile = profile
+        self.stream = stream
+        self.pipeline = Pipeline()
+        self.statements: OrderedDict[str, None] = OrderedDict()
+        """Names of the statements that the server has prepared, the one used longest ago first."""
+        self.pipe: Pipe | None = None
+        """What drives it by callbacks, once the fast path has used it."""
         self.parameters: dict[str, str] = {}
         """Every setting that the server reports, as it was when the connection opened."""
         self.dirty = False
         """Set by the borrower when it leaves state behind that the next must not meet; the pool then closes it."""
         self._database = database
-        self._stream = stream
         self._frames = Frames(backend_limits(MESSAGE_LIMIT), peer="backend")
-        self._pipeline = Pipeline()
-        self._statements: OrderedDict[str, None] = OrderedDict()
         self._unpinned: set[str] = set()
         self._key: BackendKeyData | None = None
         self._lost: str | None = None
@@ -124,8 +130,12 @@ class UpstreamConnection:
         self._no_cancel.set()
 
     @classmethod
-    async def open(cls, database: Database, profile: Profile = ()) -> UpstreamConnection:
+    async def open(
+        cls, database: Database, profile: Profile = (), *, shared: Mapping[str, str] | None = None
+    ) -> UpstreamConnection:
         """Connect, encrypt, authenticate, pin the settings and wait until the server is ready.
+
+        ``shared``: the settings of a connection that many borrowers share, beyond those of all.
 
         Raises Refusal UP-01 08006 within ``connect_timeout``; the reason is in ``detail_for_audit`` only.
         """
@@ -134,7 +144,7 @@ class UpstreamConnection:
             async with asyncio.timeout(database.connect_timeout):
                 stream = await _connect(database)
                 connection = cls(database, profile, stream)
-                await connection._start()
+                await connection._start(shared or {})
                 return connection
         except BaseException as error:
             if stream is not None:
@@ -152,12 +162,12 @@ class UpstreamConnection:
     @property
     def transaction_status(self) -> TransactionStatus:
         """What the last ReadyForQuery said."""
-        return self._pipeline.status
+        return self.pipeline.status
 
     @property
     def in_flight(self) -> int:
         """Messages sent and not fully answered."""
-        return self._pipeline.in_flight
+        return self.pipeline.in_flight
 
     @property
     def process_id(self) -> int:
@@ -167,7 +177,7 @@ class UpstreamConnection:
     @property
     def lost(self) -> bool:
         """True once the connection is of no more use."""
-        return self._lost is not None or self._stream.at_end
+        return self._lost is not None or self.stream.at_end
 
     def prepare(
         self,
@@ -186,11 +196,11 @@ class UpstreamConnection:
         the statement (after its 0A000 "cached plan must not change result type").  The statement used longest ago is
         closed when there are too many.
         """
-        under_way = [e for e in chain(reversed(unit), reversed(self._pipeline.requests)) if e.statement]
+        under_way = [e for e in chain(reversed(unit), reversed(self.pipeline.requests)) if e.statement]
         last = next((e.request for e in under_way if e.statement == name), None)
-        prepared = last is Request.PARSE or (last is None and name in self._statements)
-        if name in self._statements:
-            self._statements.move_to_end(name)
+        prepared = last is Request.PARSE or (last is None and name in self.statements)
+        if name in self.statements:
+            self.statements.move_to_end(name)
         if prepared and not fresh:
             return b""
         victim: str | None = None
@@ -199,8 +209,8 @@ class UpstreamConnection:
         else:
             opening = {e.statement for e in under_way if e.request is Request.PARSE}
             closing = {e.statement for e in under_way if e.request is Request.CLOSE}
-            if len(self._statements.keys() | opening) - len(closing) >= STATEMENT_LIMIT:
-                victim = next((old for old in self._statements if old not in closing and old not in opening), None)
+            if len(self.statements.keys() | opening) - len(closing) >= STATEMENT_LIMIT:
+                victim = next((old for old in self.statements if old not in closing and old not in opening), None)
         messages = b""
         if victim is not None:
             messages = Close("S", victim).encode()
@@ -216,8 +226,8 @@ class UpstreamConnection:
         await self._no_cancel.wait()
         if self.lost:
             self._die(self._lost or "closed by the server")
-        self._pipeline.sent(expectations)
-        self._stream.send(messages)
+        self.pipeline.sent(expectations)
+        self.stream.send(messages)
 
     async def next_reply(self) -> Reply:
         """The next message.  Raises UpstreamLost, and the connection is closed."""
@@ -227,15 +237,15 @@ class UpstreamConnection:
             while True:
                 for kind, payload in self._frames:
                     if kind == PARAMETER_STATUS:
-                        self._watch(ParameterStatus.decode(payload))
+                        self.watch(ParameterStatus.decode(payload))
                         continue
                     if kind == ERROR_RESPONSE:
-                        self._check_severity(payload)
-                    expectation = self._pipeline.received(kind, payload)
+                        self.check_severity(payload)
+                    expectation = self.pipeline.received(kind, payload)
                     if expectation is not None and expectation.statement:
-                        self._acknowledge(kind, expectation.statement)
+                        self.acknowledge(kind, expectation.statement)
                     return Reply(kind, payload, expectation)
-                data = await self._stream.receive()
+                data = await self.stream.receive()
                 if not data:
                     self._die("closed by the server")
                 self._frames.feed(data)
@@ -244,7 +254,7 @@ class UpstreamConnection:
 
     async def replies(self) -> AsyncIterator[Reply]:
         """Replies until all that was sent is answered.  Raises UpstreamLost."""
-        while self._pipeline.in_flight:
+        while self.pipeline.in_flight:
             yield await self.next_reply()
 
     def unpin(self, name: str) -> None:
@@ -292,41 +302,44 @@ class UpstreamConnection:
             self.dirty
             or self.lost
             or self._cancels
-            or self._pipeline.in_flight
-            or self._pipeline.status != "I"
+            or self.pipeline.in_flight
+            or self.pipeline.status != "I"
             or self._frames.pending
-            or self._stream.buffered
+            or self.stream.buffered
         )
 
     def close(self) -> None:
         """Say goodbye where that is possible, and close."""
-        if not self.lost and not self._pipeline.in_flight:
-            self._stream.send(Terminate().encode())
-            self._stream.close()
+        if not self.lost and not self.pipeline.in_flight:
+            self.stream.send(Terminate().encode())
+            self.stream.close()
         else:
-            self._stream.abort()
+            self.stream.abort()
         self._lost = self._lost or "closed by Grille"
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "closed by Grille") -> None:
         """Close at once."""
-        self._stream.abort()
-        self._lost = self._lost or "closed by Grille"
+        self.stream.abort()
+        self._lost = self._lost or reason
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        await self._stream.wait_closed()
+        await self.stream.wait_closed()
 
-    def _acknowledge(self, kind: int, name: str) -> None:
+    def acknowledge(self, kind: int, name: str) -> None:
+        """Note that the server has prepared or closed a statement."""
         if kind == PARSE_COMPLETE:
-            self._statements[name] = None
+            self.statements[name] = None
         elif kind == CLOSE_COMPLETE:
-            self._statements.pop(name, None)
+            self.statements.pop(name, None)
 
-    def _watch(self, status: ParameterStatus) -> None:
+    def watch(self, status: ParameterStatus) -> None:
+        """A setting may only change if the borrower changes it.  Raises UpstreamLost."""
         if status.name.lower() not in self._unpinned and self.parameters.get(status.name) != status.value:
             self._die(f"setting {status.name} changed by itself")
 
-    def _check_severity(self, payload: bytes) -> None:
+    def check_severity(self, payload: bytes) -> None:
+        """An error that ends the connection is for nobody.  Raises UpstreamLost."""
         error = ErrorResponse.decode(payload)
         if error.severity in ("FATAL", "PANIC"):
             self._die(f"{error.severity} {error.sqlstate}: {error.message}")
@@ -334,17 +347,18 @@ class UpstreamConnection:
     def _die(self, reason: str) -> NoReturn:
         if self._lost is None:
             self._lost = reason
-        self._stream.abort()
+        self.stream.abort()
         raise UpstreamLost(self._lost)
 
     # opening
 
-    async def _start(self) -> None:
+    async def _start(self, shared: Mapping[str, str]) -> None:
         database = self._database
         parameters = {"user": database.role, "database": database.database, **PINNED}
         parameters["statement_timeout"] = str(round(database.statement_timeout * 1000))
         parameters.update(self.profile)
-        self._stream.send(StartupMessage(parameters).encode())
+        parameters.update(shared)
+        self.stream.send(StartupMessage(parameters).encode())
         await self._authenticate()
         while True:
             kind, payload = await self._startup_message()
@@ -376,7 +390,7 @@ class UpstreamConnection:
             request = Authentication.decode(payload)
             if request.code == Authentication.SASL and exchange is None:
                 exchange = ScramExchange(
-                    request.mechanisms(), self._password(), channel_binding=_channel_binding(self._stream)
+                    request.mechanisms(), self._password(), channel_binding=_channel_binding(self.stream)
                 )
                 answer = PasswordMessage.sasl_initial(exchange.mechanism, exchange.first())
             elif request.code == Authentication.SASL_CONTINUE and exchange is not None:
@@ -392,7 +406,7 @@ class UpstreamConnection:
                 raise ProtocolViolation("the server asks for a clear or md5 password; use scram-sha-256 or cert")
             else:
                 raise ProtocolViolation(f"the server asks for authentication {request.code}, which is not carried")
-            self._stream.send(answer.encode())
+            self.stream.send(answer.encode())
 
     async def _startup_message(self) -> tuple[int, bytes]:
         while True:
@@ -401,7 +415,7 @@ class UpstreamConnection:
                     error = ErrorResponse.decode(payload)
                     raise ProtocolViolation(f"{error.severity} {error.sqlstate}: {error.message}")
                 return kind, payload
-            data = await self._stream.receive()
+            data = await self.stream.receive()
             if not data:
                 raise ProtocolViolation("closed by the server during startup")
             self._frames.feed(data)

@@ -989,8 +989,8 @@ async def test_a_slow_client_slows_the_server_and_not_the_memory(world: World) -
     await until(lambda: len(world.statements()) == 1)  # the intent: streaming has begun
     (session,) = world.sessions
     await backend_waits(world)
-    assert len(session._relay.out) <= 2 * 1024 * 1024
-    assert session._stream.extra("socket") is not None
+    assert len(session.relay.out) <= 2 * 1024 * 1024
+    assert session.stream.extra("socket") is not None
     assert len(rows(await client.unit())) == 1000
 
 

@@ -127,6 +127,9 @@ class Plan(msgspec.Struct, frozen=True):
     """By visible result column; empty if none is transformed."""
     writes: bool
     row_check_plan: bool
+    pure: bool = True
+    keyed: bool = True
+    shared: bool = True
 
 
 def rewrite(analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]) -> Plan:

@@ -1,0 +1,1641 @@
+"""The fast path: units of statements that are all known, taken whole in the callback in which they arrive.
+
+A `Lane` is the client's side.  It takes a unit if it is complete and each statement of it is `Ready`; everything else
+it hands to its `Session`, which understands all of the protocol, once nothing of this client is in flight any more.  A
+`Pipe` is the database's side: it drives one upstream connection by callbacks and matches each reply to the oldest
+request.  What is sent in one turn of the event loop leaves in one write, and so do the events and the replies.
+
+A unit of bounded, pure SELECTs goes to a shared pipe, where units of many clients follow each other; any other has a
+connection of its own until ReadyForQuery.  A reply is released when ReadyForQuery has arrived and the unit's events are
+kept.  A read that a shared pipe cannot answer (too slow, too large, the pipe lost) has released nothing, and is handed
+to the session, which runs it on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import struct
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from grille.audit.encoding import commit, event_id, timestamp
+from grille.audit.fused import split, statement_event, values_piece
+from grille.controls import Refusal
+from grille.protocols.postgres.framing import ProtocolViolation
+from grille.protocols.postgres.messages import (
+    BIND_COMPLETE,
+    NO_DATA,
+    PARSE_COMPLETE,
+    Bind,
+    Close,
+    CommandComplete,
+    Describe,
+    ErrorResponse,
+    Execute,
+    ParameterStatus,
+    Parse,
+    ReadyForQuery,
+    RowDescription,
+    decode_data_row,
+    encode_data_row,
+)
+from grille.protocols.postgres.pipeline import Expectation, Request, UnexpectedReply
+from grille.proxy.errors import audit_text, refusal_fields, scrubbed_fields, sqlstate
+from grille.proxy.relay import (
+    STREAM_BYTES,
+    Portal,
+    Run,
+    Statement,
+    judge,
+    may_refuse,
+    own_plan,
+    visible_columns,
+    visible_row,
+)
+from grille.proxy.stream import HIGH_WATER
+from grille.proxy.upstream import MESSAGE_LIMIT, STATEMENT_LIMIT, Profile, UpstreamConnection, UpstreamLost
+
+if TYPE_CHECKING:
+    from grille.audit.event import Event, Level
+    from grille.audit.fused import Entry
+    from grille.protocols.postgres.rewrite import Plan
+    from grille.protocols.postgres.statement import SessionCommand
+    from grille.proxy.config import Database
+    from grille.proxy.enforcement import Enforcement, Ready
+    from grille.proxy.session import Session
+
+MAX_UNIT_BYTES: Final = 64 * 1024
+MAX_STATEMENTS: Final = 64
+"""Of one unit."""
+MAX_UNITS: Final = 256
+"""Units of one client in flight; more wait in its connection."""
+PIPE_DEPTH: Final = 256
+"""Units in flight on one shared pipe."""
+AGENT_DEPTH: Final = 128
+"""Units in flight of one agent on all shared pipes of a database."""
+PIPE_ROWS: Final = 1000
+"""Rows of a statement that a shared pipe may answer with."""
+PRIVATE_SECONDS: Final = 60.0
+"""How long a statement that was too slow or too large for a shared pipe stays off it."""
+PIPE_STATEMENT_MILLISECONDS: Final = 50
+PIPE_LOCK_MILLISECONDS: Final = 20
+PIPE_PROFILES: Final = 8
+"""Combinations of clients' settings that have pipes of their own; others run on private connections."""
+REOPEN_SECONDS: Final = 1.0
+
+_INT16: Final = struct.Struct("!H")
+_INT32: Final = struct.Struct("!i")
+_SYNC: Final = b"S\0\0\0\4"
+_NULL: Final = b"\xff\xff\xff\xff"
+_TOO_SLOW: Final = frozenset({"57014", "55P03"})
+_RECHECK: Final = _TOO_SLOW | {"40001", "40P01"}
+"""A read that ends so on a shared pipe runs once more on a connection of its own."""
+_MOST_FORMATS: Final = 16
+_MOST_LEARNED: Final = 1000
+_DESCRIBE: Final = Describe("P", "").encode()
+_NO_VALUES: Final = b"\0\0\0\0\0\0"
+_READY_BYTES: Final = {status: ReadyForQuery(status).encode() for status in ("I", "T", "E")}
+_CANCELLED: Final = b"SERROR\0VERROR\0C57014\0Mcancelled\0\0"
+_LOST: Final = b"\0"
+T = TypeVar("T")
+
+_Q: Final = 81
+_P: Final = 80
+_B: Final = 66
+_D: Final = 68
+_E: Final = 69
+_S: Final = 83
+
+_PARSE_COMPLETE: Final = 49
+_BIND_COMPLETE: Final = 50
+_CLOSE_COMPLETE: Final = 51
+_COMMAND_COMPLETE: Final = 67
+_DATA_ROW: Final = 68
+_ERROR: Final = 69
+_EMPTY_QUERY: Final = 73
+_NOTICE: Final = 78
+_PARAMETER_STATUS: Final = 83
+_ROW_DESCRIPTION: Final = 84
+_READY: Final = 90
+_NO_DATA: Final = 110
+_SUSPENDED: Final = 115
+_PARAMETER_DESCRIPTION: Final = 116
+
+_BINDS: Final = tuple(Expectation(Request.BIND, item=n) for n in range(MAX_STATEMENTS))
+_DESCRIBES: Final = tuple(Expectation(Request.DESCRIBE_PORTAL, item=n) for n in range(MAX_STATEMENTS))
+_EXECUTES: Final = tuple(Expectation(Request.EXECUTE, item=n) for n in range(MAX_STATEMENTS))
+_PARSES: Final = tuple(Expectation(Request.PARSE, ours=True, item=n) for n in range(MAX_STATEMENTS))
+_SYNC_EXPECTED: Final = Expectation(Request.SYNC, item=MAX_STATEMENTS)
+_OWN_BIND: Final = Expectation(Request.BIND, ours=True, item=-1)
+_OWN_EXECUTE: Final = Expectation(Request.EXECUTE, ours=True, item=-1)
+
+_TAKEN: Final = 1
+_PARTIAL: Final = 0
+_SLOW: Final = -1
+_BLOCKED: Final = -2
+
+
+class Turn:
+    """What is sent at the end of the present turn of the event loop: one write a connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[Pipe | Lane] = []
+
+    def add(self, sender: Pipe | Lane) -> None:
+        """Have `sender.flush` called."""
+        if not self._waiting:
+            self._loop.call_soon(self._end)
+        self._waiting.append(sender)
+
+    def _end(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for sender in waiting:
+            sender.flush()
+
+
+class Described:
+    """What the server said of a statement that is prepared on one connection."""
+
+    __slots__ = ("by_formats", "columns", "error")
+
+    def __init__(self) -> None:
+        self.error: bytes | None = None
+        """The ErrorResponse to its Parse, if that failed."""
+        self.columns = b""
+        """Payload of its RowDescription; empty where it returns no rows."""
+        self.by_formats: dict[tuple[int, tuple[int, ...]], bytes] = {}
+
+    def shown(self, hidden: int, formats: tuple[int, ...]) -> bytes:
+        """The RowDescription without its first ``hidden`` columns, for these result formats; or NoData."""
+        if not self.columns:
+            return NO_DATA
+        key = (hidden, formats)
+        found = self.by_formats.get(key)
+        if found is None:
+            if len(self.by_formats) >= _MOST_FORMATS:
+                self.by_formats.clear()
+            fields = RowDescription.decode(self.columns).fields[hidden:]
+            if formats:
+                fields = tuple(
+                    msgspec.structs.replace(field, format=formats[0] if len(formats) == 1 else formats[n])
+                    for n, field in enumerate(fields)
+                )
+            found = self.by_formats[key] = RowDescription(fields).encode()
+        return found
+
+
+class Item:
+    """One execution of one statement."""
+
+    def __init__(self, ready: Ready, text: bytes, types: tuple[int, ...], values: Sequence[bytes | None]) -> None:
+        self.ready = ready
+        self.plan: Plan | None = ready.plan
+        """What is sent."""
+        self.text = text
+        self.types = types
+        self.values = values
+        """What the client gave, for the audit event."""
+        self.wire = b""
+        """Bind, from its formats on to its result formats."""
+        self.says = b""
+        """ParseComplete and BindComplete, where the client is to see them."""
+        self.simple = False
+        self.describe = False
+        """The client is to see a RowDescription."""
+        self.described: Described | None = None
+        """None where Describe is sent with it."""
+        self.result_formats: tuple[int, ...] = ()
+        self.swallow = False
+        self.hidden = 0
+        self.transformed = False
+        self.row_limit = 0
+        """The first row too many; 0: none."""
+        self.byte_limit = 0
+        # what came back
+        self.bound = False
+        self.head = b""
+        self.body: list[bytes] = []
+        self.tail = b""
+        self.to_release: list[list[bytes | None]] = []
+        self.rows = 0
+        self.nbytes = 0
+        self.encoded = 0
+        self.decoded = 0
+        self.tag = ""
+        self.tokenize = 0.0
+        self.intent = ""
+
+
+class Preparation:
+    """A Parse of the proxy's own on a connection, a unit of itself: it cannot be skipped by another's error."""
+
+    def __init__(self, pipe: Pipe, name: str, described: Described) -> None:
+        self.pipe = pipe
+        self.name = name
+        self.described = described
+
+    def reply(self, kind: int, payload: bytes, item: int, message: bytes) -> None:
+        """One reply to Close, Parse or Describe."""
+        if kind == _ROW_DESCRIPTION:
+            self.described.columns = payload
+        elif kind == _ERROR:
+            self.described.error = payload
+
+    def finished(self, status: str) -> None:
+        """ReadyForQuery has arrived."""
+        if self.described.error is not None:
+            self.pipe.forget(self.name, self.described)
+
+    def lost(self, lost: UpstreamLost) -> None:
+        """The connection is gone, and with it all that is known of it."""
+
+
+class Unit:
+    """What one client sent up to one Sync or Query, while it is in flight."""
+
+    def __init__(self, lane: Lane, items: list[Item], raw: bytes, began: float) -> None:
+        self.lane = lane
+        self.items = items
+        self.raw = raw
+        """The client's messages, in case that its session has to run them."""
+        self.began = began
+        """Seconds since 1970."""
+        self.clock = time.perf_counter()
+        self.sent_at = 0.0
+        self.answered_at = 0.0
+        self.pipe: Pipe | None = None
+        self.pooled = False
+        """The connection is its own until ReadyForQuery."""
+        self.local = False
+        """Nothing is sent."""
+        self.again = False
+        """The session has to run it: nothing of it has been released."""
+        self.error = b""
+        """Payload of the ErrorResponse; empty if all went well."""
+        self.failed = 0
+        """Which item the error belongs to."""
+        self.refusal: Refusal | None = None
+        self.fields: dict[str, str] | None = None
+        """The error that the client gets."""
+        self.outcome: Run | None = None
+        """What the event of the failed item says."""
+        self.upstream = 0
+        self.total = 0
+        """Microseconds, up to the making of the events."""
+        self.suspended = False
+        """It has more rows than a shared pipe may answer with."""
+        self.cancelled = False
+        self.cancelling = False
+        self.timed_out: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.status = "I"
+        """Transaction status that the client is told."""
+        self.unkept = 0
+        """Events that are not kept yet."""
+        self.over = False
+        """Its reply can be released, or it is to be run again."""
+        self.nbytes = 0
+
+    # replies, called by the pipe
+
+    def reply(self, kind: int, payload: bytes, number: int, message: bytes) -> None:
+        """One reply to one of its requests; ``message`` is the whole of it."""
+        if number < 0:  # the fused BEGIN
+            if kind == _ERROR:
+                self.error = payload
+                self.failed = 0
+            return
+        if number >= len(self.items):
+            if kind == _ERROR:  # at Sync: a deferred constraint
+                self.error = payload
+                self.failed = len(self.items) - 1
+            return
+        item = self.items[number]
+        if kind == _DATA_ROW:
+            if item.swallow or self.again:
+                return
+            item.rows += 1
+            if item.row_limit and item.rows >= item.row_limit:
+                self.give_up()
+            elif item.transformed:
+                row = list(decode_data_row(payload))
+                del row[: item.hidden]
+                item.to_release.append(row)
+                self.nbytes += len(payload)
+            else:
+                if item.hidden:
+                    message = visible_row(payload, item.hidden)
+                size = len(message)
+                item.nbytes += size
+                self.nbytes += size
+                item.body.append(message)
+                if item.byte_limit and item.nbytes > item.byte_limit:
+                    self.give_up()
+            if self.nbytes > STREAM_BYTES:
+                self.give_up()
+        elif kind == _BIND_COMPLETE:
+            item.bound = True
+            if item.describe and item.described is not None:
+                shown = NO_DATA if item.swallow else item.described.shown(item.hidden, item.result_formats)
+                item.head = item.says if item.simple and shown == NO_DATA else item.says + shown
+            else:
+                item.head = item.says
+        elif kind == _COMMAND_COMPLETE:
+            complete = CommandComplete.decode(payload)
+            item.tag = complete.tag
+            item.tail = message
+            if item.ready.writes:
+                item.rows = complete.rows
+        elif kind == _ROW_DESCRIPTION:
+            if item.describe and not item.swallow:
+                item.head += visible_columns(payload, item.hidden)
+            elif item.describe and not item.simple:
+                item.head += NO_DATA
+        elif kind == _NO_DATA:
+            if item.describe and not item.simple:
+                item.head += NO_DATA
+        elif kind == _SUSPENDED:
+            self.suspended = True
+            self.give_up()
+        elif kind == _ERROR:
+            self.error = payload
+            self.failed = number
+
+    def give_up(self) -> None:
+        """The result is not for this path: a limit, or too large.  The session runs the unit and tells the client."""
+        self.again = True
+        until = time.monotonic() + PRIVATE_SECONDS
+        for item in self.items:
+            item.body.clear()
+            item.to_release.clear()
+            item.ready.private_until = until
+            if not self.suspended:
+                item.ready.large_until = until
+
+    def finished(self, status: str) -> None:
+        """ReadyForQuery has arrived: the outcome is known."""
+        self.answered_at = time.perf_counter()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.lane.answered(self, status)
+
+    def lost(self, lost: UpstreamLost) -> None:
+        """The connection is gone before the outcome was known."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.lane.lost(self, lost)
+
+    def expire(self, seconds: float) -> None:
+        """The statement takes longer than its agent may use."""
+        self.timed_out = seconds
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End it early."""
+        pipe = self.pipe
+        if pipe is None or self.cancelling or self.answered_at:
+            return
+        self.cancelling = True
+        if pipe.shared:
+            self.cancelled = True  # a cancel request could hit another client's statement
+        else:
+            self.lane.shared.spawn(pipe.connection.cancel())
+
+    def kept(self, refusal: Refusal | None) -> None:
+        """One of its events is kept, or cannot be."""
+        self.unkept -= 1
+        if refusal is not None:
+            self.refusal = refusal
+        if self.unkept == 0:
+            self.lane.recorded(self)
+
+
+class Pipe:
+    """One upstream connection, driven by callbacks: many units in flight, each with a Sync of its own."""
+
+    def __init__(
+        self, connection: UpstreamConnection, turn: Turn, on_free: Callable[[Pipe], None] | None = None
+    ) -> None:
+        self.connection = connection
+        self.described: OrderedDict[str, Described] = OrderedDict()
+        """Statements that are prepared, or about to be, the one used longest ago first."""
+        self.units: deque[Unit | Preparation] = deque()
+        self._turn = turn
+        self._on_free = on_free
+        """Called after each unit of a shared pipe, and when the pipe is lost."""
+        self.shared = on_free is not None
+        self._stream = connection.stream
+        self._pipeline = connection.pipeline
+        self._out: list[bytes] = []
+        self._rest: bytearray | bytes = b""
+        self._wanted = 0
+        """How long the message that has begun will be, with its header."""
+        self.lost = False
+        if on_free is not None:
+            self._stream.tap = self
+
+    def find(self, plan: Plan) -> Described:
+        """The named statement of this plan on this connection; it is prepared first where it is not."""
+        name = plan.name
+        described = self.described.get(name)
+        if described is not None:
+            self.described.move_to_end(name)
+            return described
+        described = self.described[name] = Described()
+        expectations = []
+        messages = b""
+        if name not in self.connection.statements:
+            if len(self.described) + len(self.connection.statements.keys() - self.described.keys()) > STATEMENT_LIMIT:
+                victim = next(iter(self.described))
+                self.described.pop(victim)
+                messages = Close("S", victim).encode()
+                expectations.append(Expectation(Request.CLOSE, ours=True, statement=victim))
+            messages += Parse(name, plan.sql, plan.parameter_types).encode()
+            expectations.append(Expectation(Request.PARSE, ours=True, statement=name))
+        messages += Describe("S", name).encode() + _SYNC
+        expectations.append(Expectation(Request.DESCRIBE_STATEMENT, ours=True))
+        expectations.append(_SYNC_EXPECTED)
+        self.send(Preparation(self, name, described), messages, expectations)
+        return described
+
+    def drop(self, name: str) -> None:
+        """Close a statement that does not fit the server's catalogue any longer."""
+        self.described.pop(name, None)
+        if name in self.connection.statements and not self.lost:
+            del self.connection.statements[name]
+            messages = Close("S", name).encode() + _SYNC
+            expectations = [Expectation(Request.CLOSE, ours=True, statement=name), _SYNC_EXPECTED]
+            self.send(Preparation(self, name, Described()), messages, expectations)
+
+    def forget(self, name: str, described: Described) -> None:
+        """The statement could not be prepared."""
+        if self.described.get(name) is described:
+            del self.described[name]
+
+    def send(self, unit: Unit | Preparation, messages: bytes, expectations: Sequence[Expectation]) -> None:
+        """Send a unit with its Sync; its `reply` and `finished`, or `lost`, are called from here on."""
+        if self.lost or self.connection.lost:
+            self._die("closed by the server")
+            unit.lost(UpstreamLost("closed by the server"))
+            return
+        self._stream.tap = self
+        self._pipeline.sent(expectations)
+        self.units.append(unit)
+        if not self._out:
+            self._turn.add(self)
+        self._out.append(messages)
+
+    def flush(self) -> None:
+        """Write what was sent in this turn."""
+        out, self._out = self._out, []
+        if out and not self.lost:
+            self._stream.send(b"".join(out))
+
+    # the stream's tap
+
+    def received(self, data: bytes) -> None:
+        """Replies have arrived."""
+        position = 0
+        if self._rest:
+            if not isinstance(self._rest, bytearray):
+                self._rest = bytearray(self._rest)
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return
+            data = bytes(self._rest)
+            self._rest = b""
+        size = len(data)
+        self._wanted = 0
+        try:
+            while size - position >= 5:
+                kind = data[position]
+                length = (
+                    data[position + 1] << 24 | data[position + 2] << 16 | data[position + 3] << 8 | data[position + 4]
+                )
+                if length < 4 or length > MESSAGE_LIMIT:
+                    raise ProtocolViolation("invalid message length")
+                end = position + 1 + length
+                if end > size:
+                    self._wanted = end - position
+                    break
+                self._message(kind, data[position:end])
+                if self.lost:
+                    return
+                position = end
+        except (ProtocolViolation, UnexpectedReply) as error:
+            self._die(str(error))
+            return
+        except UpstreamLost as lost:
+            self._die(lost.detail_for_audit or "")
+            return
+        if position < size:
+            self._rest = data[position:]
+        if not self.units and not self.shared and self._stream.tap is self:
+            self._detach()
+
+    def _message(self, kind: int, message: bytes) -> None:
+        if kind == _NOTICE:
+            return
+        payload = message[5:]
+        if kind == _PARAMETER_STATUS:
+            self.connection.watch(ParameterStatus.decode(payload))
+            return
+        if kind == _ERROR:
+            self.connection.check_severity(payload)
+        expectation = self._pipeline.received(kind, payload)
+        if expectation is None:
+            return
+        unit = self.units[0]
+        if kind == _READY:
+            self.units.popleft()
+            status = self._pipeline.status
+            if status != "I" and self.shared:
+                raise ProtocolViolation("a shared pipe is left in a transaction")
+            unit.finished(status)
+            if self._on_free is not None:
+                self._on_free(self)
+            return
+        if expectation.statement:
+            self.connection.acknowledge(kind, expectation.statement)
+        unit.reply(kind, payload, expectation.item, message)
+
+    def ended(self) -> None:
+        """The server has closed the connection."""
+        self._die("closed by the server")
+
+    def _die(self, reason: str) -> None:
+        """Close at the first doubt; nobody gets another byte of this connection."""
+        if self.lost:
+            return
+        self.lost = True
+        self._stream.tap = None
+        self._out.clear()
+        self.connection.abort(reason)
+        lost = UpstreamLost(reason)
+        units, self.units = self.units, deque()
+        for unit in units:
+            unit.lost(lost)
+        if self._on_free is not None:
+            self._on_free(self)
+
+    def _detach(self) -> None:
+        """Let the connection be used by awaiting again."""
+        self._stream.tap = None
+        if self._rest:
+            rest, self._rest = bytes(self._rest), b""
+            self._stream.give_back(rest)
+
+    def abandon(self) -> None:
+        """Forget the units in flight: the connection is given up."""
+        self.units.clear()
+        self._detach()
+
+    def close(self) -> None:
+        """Close a shared pipe; what is in flight is lost."""
+        self._die("closed by Grille")
+
+
+class SharedPipes:
+    """The shared pipes of one worker to one database, and what else its lanes share.
+
+    Each profile of client settings has ``read_pipes`` of them.  Units that find no room wait, and are sent in turn by
+    agent.
+    """
+
+    def __init__(self, database: Database, turn: Turn) -> None:
+        self.turn = turn
+        self._database = database
+        self.wait_seconds = database.acquire_timeout
+        """How long a unit may wait for room."""
+        self._loop = asyncio.get_running_loop()
+        self._pipes: dict[Profile, list[Pipe]] = {}
+        self._opening: dict[Profile, int] = {}
+        self._not_before: dict[Profile, float] = {}
+        self._running: dict[str, int] = {}
+        self._waiting: OrderedDict[str, deque[Lane]] = OrderedDict()
+        self._releasing: list[Unit] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self.opened = 0
+        self.lost = 0
+
+    def choose(self, profile: Profile) -> Pipe | None:
+        """The pipe with least in flight; None if none is open (one is being opened then)."""
+        pipes = self._pipes.get(profile)
+        if pipes is None:
+            if len(self._pipes) >= PIPE_PROFILES:
+                return None
+            pipes = self._pipes[profile] = []
+        if len(pipes) + self._opening.get(profile, 0) < self._database.read_pipes:
+            self._open(profile)
+        if not pipes:
+            return None
+        best = pipes[0]
+        for pipe in pipes:
+            if len(pipe.units) < len(best.units):
+                best = pipe
+        return best
+
+    def _open(self, profile: Profile) -> None:
+        if self._closing or self._loop.time() < self._not_before.get(profile, 0.0):
+            return
+        self._opening[profile] = self._opening.get(profile, 0) + 1
+        self.spawn(self._opened(profile))
+
+    async def _opened(self, profile: Profile) -> None:
+        try:
+            connection = await UpstreamConnection.open(
+                self._database,
+                profile,
+                shared={
+                    "default_transaction_read_only": "on",
+                    "statement_timeout": str(PIPE_STATEMENT_MILLISECONDS),
+                    "lock_timeout": str(PIPE_LOCK_MILLISECONDS),
+                },
+            )
+        except Refusal:
+            self._not_before[profile] = self._loop.time() + REOPEN_SECONDS
+            return
+        finally:
+            self._opening[profile] -= 1
+        if self._closing:
+            connection.close()
+            return
+        self.opened += 1
+        self._pipes[profile].append(Pipe(connection, self.turn, self._freed))
+
+    def _freed(self, pipe: Pipe) -> None:
+        if pipe.lost:
+            self.lost += 1
+            for pipes in self._pipes.values():
+                if pipe in pipes:
+                    pipes.remove(pipe)
+        if self._waiting:
+            agent, lanes = self._waiting.popitem(last=False)
+            lane = lanes.popleft()
+            if lanes:
+                self._waiting[agent] = lanes  # at the end: first all other agents
+            lane.resume()
+
+    def enter(self, pipe: Pipe, agent: str) -> bool:
+        """Count a unit of this agent; False if there is no room for it now."""
+        running = self._running.get(agent, 0)
+        if len(pipe.units) >= PIPE_DEPTH or running >= AGENT_DEPTH:
+            return False
+        self._running[agent] = running + 1
+        return True
+
+    def leave(self, agent: str) -> None:
+        """Count the end of a unit that has entered."""
+        running = self._running.get(agent, 0) - 1
+        if running > 0:
+            self._running[agent] = running
+        else:
+            self._running.pop(agent, None)
+
+    def wait(self, lane: Lane, agent: str) -> None:
+        """Have `lane.resume` called when there may be room."""
+        self._waiting.setdefault(agent, deque()).append(lane)
+
+    def stop_waiting(self, lane: Lane, agent: str) -> None:
+        """The lane does not wait any longer."""
+        lanes = self._waiting.get(agent)
+        if lanes is not None and lane in lanes:
+            lanes.remove(lane)
+            if not lanes:
+                del self._waiting[agent]
+
+    def release_later(self, unit: Unit) -> None:
+        """Transform the rows of this unit, together with those of all others that end in this turn of the loop."""
+        if not self._releasing:
+            self._loop.call_soon(self._release)
+        self._releasing.append(unit)
+
+    def _release(self) -> None:
+        units, self._releasing = self._releasing, []
+        work = self._released(units)
+        try:
+            work.send(None)
+        except StopIteration:
+            return
+        work.close()
+        self.spawn(self._released(units))
+
+    async def _released(self, units: list[Unit]) -> None:
+        """One call to the token provider for all."""
+        items = [(unit, item) for unit in units for item in unit.items if item.to_release]
+        began = time.perf_counter()
+        enforcement = units[0].lane.enforcement
+        refused = await enforcement.release_all([(item.ready.prepared, item.to_release) for _, item in items])
+        took = time.perf_counter() - began
+        for (unit, item), refusal in zip(items, refused, strict=True):
+            item.tokenize += took
+            if refusal is not None:
+                unit.give_up()
+                continue
+            decoded = item.ready.decoded_columns
+            for row in item.to_release:
+                for n in decoded:
+                    if row[n] is not None:
+                        item.decoded += 1
+                message = encode_data_row(row)
+                item.nbytes += len(message)
+                item.body.append(message)
+            if item.byte_limit and item.nbytes > item.byte_limit:
+                unit.give_up()
+        for unit in units:
+            unit.lane.released(unit)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the background; `close` waits for it."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def in_flight(self) -> int:
+        """Units on all pipes."""
+        return sum(len(pipe.units) for pipes in self._pipes.values() for pipe in pipes)
+
+    @property
+    def open(self) -> int:
+        """Pipes that are open."""
+        return sum(len(pipes) for pipes in self._pipes.values())
+
+    async def close(self) -> None:
+        """Close all pipes."""
+        self._closing = True
+        for pipes in list(self._pipes.values()):
+            for pipe in list(pipes):
+                pipe.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class Lane:
+    """The fast path of one session: it takes the client's bytes while the session waits for them."""
+
+    def __init__(self, session: Session) -> None:
+        services = session.services
+        agent = session.agent
+        self.session = session
+        self.units: deque[Unit] = deque()
+        """In flight, or waiting for their events to be kept, oldest first."""
+        self.shared = services.pipes[agent.database]
+        self.enforcement: Enforcement = services.enforcement[agent.database]
+        self.active = 0.0
+        """Loop time at which a unit was last taken or answered."""
+        self._agent = agent
+        self._spiffe_id = agent.spiffe_id
+        self._not_after = agent.not_after.timestamp()
+        self._pool = services.pools[agent.database]
+        self._recorder = services.recorder
+        self._metrics = services.metrics
+        self._services = services
+        self._turn = self.shared.turn
+        self._loop = asyncio.get_running_loop()
+        self._rest = b""
+        self._redo: list[bytes] = []
+        """Units that the session has to run, in order."""
+        self._failing = False
+        """One of those in flight has to run again, and so have all behind it."""
+        self._slow = False
+        """What has not been taken is for the session."""
+        self._stop = False
+        """Nothing more is taken until what is in flight is over."""
+        self._waiting = False
+        """There was no room on the shared pipes."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._out: list[bytes] = []
+        self._entered = False
+        """The agent's running statements count this session."""
+        self._closed = False
+        self._learned: set[Ready] = set()
+        self._pieces: dict[str, bytes] = {}
+        self._pieces_of: object = None
+
+    # the session's side
+
+    def open(self) -> None:
+        """The session waits for its client: take what arrives."""
+        self.active = self._loop.time()
+        self.session.stream.tap = self
+
+    @property
+    def busy(self) -> bool:
+        """True while units are in flight."""
+        return bool(self.units)
+
+    def close(self) -> None:
+        """The session uses the connection itself from here on.
+
+        If units are in flight, the session ends: those on a connection of their own are given up, and each is recorded
+        when its outcome is known.
+        """
+        stream = self.session.stream
+        if stream.tap is self:
+            stream.tap = None
+        self._disarm()
+        if self._waiting:
+            self._waiting = False
+            self.shared.stop_waiting(self, self._spiffe_id)
+        if not self.units or self._closed:
+            return
+        self._closed = True
+        for unit in list(self.units):
+            pipe = unit.pipe
+            if pipe is None or pipe.shared or unit.answered_at:
+                continue
+            pipe.abandon()
+            self.lost(unit, UpstreamLost("the client has left"))
+
+    def cancel(self) -> None:
+        """Cancel what runs for this client, on its request."""
+        if self.units:
+            self.units[0].cancel()
+
+    # bytes
+
+    def received(self, data: bytes) -> None:
+        """Bytes of the client have arrived."""
+        rest = self._rest
+        self._rest = rest + data if rest else data
+        if self._slow or self._stop or self._waiting:
+            if len(self._rest) > HIGH_WATER:
+                self.session.stream.pause()
+            return
+        self._take()
+
+    def ended(self) -> None:
+        """The client has left: the session sees that by itself."""
+
+    def resume(self) -> None:
+        """Go on with what has arrived and was not taken."""
+        if self._waiting:
+            self._waiting = False
+            self._disarm()
+        if not self._closed and not self._slow and not self._stop:
+            self._take()
+
+    def _take(self) -> None:
+        """Take units from what has arrived, as many as can be."""
+        data = self._rest
+        position = 0
+        size = len(data)
+        self._disarm()
+        while position < size:
+            taken = self._unit(data, position, size)
+            if taken > 0:
+                position = taken
+                continue
+            if taken == _PARTIAL:
+                if size - position > MAX_UNIT_BYTES:
+                    self._slow = True
+                else:
+                    self._timer = self._loop.call_later(self.session.config.idle_message_timeout, self._give_up)
+            elif taken == _SLOW:
+                self._slow = True
+            break
+        self._rest = data[position:] if position else data
+        if self._slow:
+            self._hand_over()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        """Half a unit does not become whole, or there is no room for one on the shared pipes."""
+        self._timer = None
+        if self._waiting:
+            self._waiting = False
+            self.shared.stop_waiting(self, self._spiffe_id)
+        self._slow = True
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the session what it has to do, once nothing is in flight."""
+        if self.units or self._closed:
+            return
+        self._slow = self._stop = False
+        data = b"".join(self._redo) + self._rest
+        self._redo.clear()
+        self._rest = b""
+        stream = self.session.stream
+        if stream.tap is self:
+            stream.tap = None
+        self._disarm()
+        if self._entered:
+            self._entered = False
+            self._services.quotas.leave(self._spiffe_id)
+        stream.resume()
+        if data:
+            stream.give_back(data)
+
+    # units
+
+    def _unit(self, data: bytes, start: int, size: int) -> int:
+        """Take the unit that begins at ``start``: where it ends, or why it was not taken."""
+        session = self.session
+        if len(self.units) >= MAX_UNITS:
+            self._stop = True
+            return _BLOCKED
+        kind = data[start]
+        if kind != _Q and kind != _P and kind != _B:
+            return _SLOW
+        items: list[Item] = []
+        position = start
+        unnamed = session.statements.get("")
+        parsed = b""
+        executed = True
+        simple = kind == _Q
+        try:
+            while True:
+                if size - position < 5:
+                    return _PARTIAL
+                kind = data[position]
+                length = (
+                    data[position + 1] << 24 | data[position + 2] << 16 | data[position + 3] << 8 | data[position + 4]
+                )
+                end = position + 1 + length
+                if length < 4 or end - start > MAX_UNIT_BYTES:
+                    return _SLOW
+                if end > size:
+                    return _PARTIAL
+                if kind == _Q:
+                    if position != start or data[end - 1] != 0:
+                        return _SLOW
+                    text = data[position + 5 : end - 1]
+                    found = self.enforcement.ready(self._agent, text)
+                    if found is None:
+                        return _SLOW
+                    ready, values = found
+                    item = Item(ready, text, (), values or ())
+                    item.simple = item.describe = True
+                    if ready.plan is not None and not self._bind(item, (), ()):
+                        return _SLOW
+                    items.append(item)
+                    position = end
+                    break
+                if kind == _S:
+                    if length != 4:
+                        return _SLOW
+                    position = end
+                    break
+                payload = data[position + 5 : end]
+                if kind == _P:
+                    parse = Parse.decode(payload)
+                    if parse.name:
+                        return _SLOW
+                    text = parse.text.encode()
+                    found = self.enforcement.ready(self._agent, text, parse.types)
+                    if found is None or found[0].plan is None:
+                        return _SLOW
+                    unnamed = Statement(parse.text, parse.types, found[0].prepared, None)
+                    parsed = PARSE_COMPLETE
+                elif kind == _B:
+                    bind = Bind.decode(payload)
+                    if bind.portal or len(items) >= MAX_STATEMENTS:
+                        return _SLOW
+                    statement = session.statements.get(bind.statement) if bind.statement else unnamed
+                    if statement is None or statement.chain is not None or statement.answer is not None:
+                        return _SLOW
+                    text = statement.encoded
+                    found = self.enforcement.ready(self._agent, text, statement.types)
+                    if found is None or found[0].plan is None:
+                        return _SLOW
+                    ready, values = found
+                    if values is None:
+                        values = list(bind.values)
+                        if ready.plan is None or len(values) != ready.plan.client_parameters:
+                            return _SLOW
+                    elif bind.values:
+                        return _SLOW
+                    item = Item(ready, text, statement.types, values)
+                    item.result_formats = bind.result_formats
+                    if not self._bind(item, bind.formats if bind.values else (), bind.result_formats):
+                        return _SLOW
+                    item.says = parsed + BIND_COMPLETE
+                    parsed = b""
+                    items.append(item)
+                    executed = False
+                elif kind == _D:
+                    if payload != b"P\0" or not items or executed or item.describe:
+                        return _SLOW
+                    item.describe = True
+                elif kind == _E:
+                    if not items or executed or len(payload) != 5 or payload[0] != 0:
+                        return _SLOW
+                    if payload[1:] != b"\0\0\0\0" and not item.swallow:
+                        return _SLOW
+                    executed = True
+                else:
+                    return _SLOW
+                position = end
+        except (ProtocolViolation, Refusal, struct.error):
+            return _SLOW
+        if not items or not executed or parsed:
+            return _SLOW
+        taken = self._submit(items, data[start:position])
+        if taken != _TAKEN:
+            return taken
+        session.portals.pop("", None)
+        if simple:
+            session.statements.pop("", None)
+        elif unnamed is not None:
+            session.statements[""] = unnamed
+        return position
+
+    def _bind(self, item: Item, formats: tuple[int, ...], result_formats: tuple[int, ...]) -> bool:
+        """Compose the Bind of an item.  False if that has to wait for the token provider."""
+        ready = item.ready
+        plan = ready.plan
+        if plan is None:
+            return False
+        prepared = ready.prepared
+        limits = prepared.limits
+        values = item.values
+        if plan.encode:
+            bound = _at_once(self.enforcement.bind(self._agent, prepared, formats, values))
+            if bound is None:
+                return False
+            filled_formats, filled = bound
+            item.encoded = sum([filled[slot.parameter] is not None for slot in plan.encode])
+            wire = _formats(filled_formats) + _values(filled, b"", 0)
+        else:
+            if any(formats):
+                spread = formats * len(values) if len(formats) == 1 else formats
+                head = _formats((*spread, *((0,) * ready.added)))
+            else:
+                head = b"\0\0"
+            wire = head + _values(values, ready.tail, ready.added)
+        item.swallow = plan.swallow_rows
+        item.hidden = plan.hidden_columns
+        item.transformed = bool(plan.results)
+        if item.swallow or not any(result_formats):
+            wire += b"\0\0"
+        elif len(result_formats) == 1:
+            wire += _formats(result_formats)
+        else:
+            wire += _formats((0,) * item.hidden + result_formats)
+        item.wire = wire
+        if limits.rows is not None and not plan.writes:
+            item.row_limit = limits.rows + 1
+        item.byte_limit = limits.bytes or 0
+        return True
+
+    def _submit(self, items: list[Item], raw: bytes) -> int:
+        """Send a unit where it may run."""
+        session = self.session
+        services = self._services
+        now = time.time()
+        if services.draining.is_set() or now >= self._not_after or session.stream.writing_paused:
+            return _SLOW
+        if not self._recorder.healthy:
+            return _SLOW
+        status = session.status
+        unit = Unit(self, items, raw, now)
+        command = items[0].ready.command
+        if command is not None:
+            if self.units:
+                self._stop = True
+                return _BLOCKED
+            return self._command(unit, command)
+        if status == "I":
+            if session.begun is not None or session.relay.connection is not None:
+                return _SLOW
+            shared = self._may_share(items)
+            if self.units:
+                last = self.units[-1]
+                if not shared or last.pipe is None or last.pooled or last.local or last.pipe.lost or last.again:
+                    self._stop = True
+                    return _BLOCKED
+                pipe: Pipe | None = last.pipe
+            else:
+                pipe = self.shared.choose(session.settings.for_server()) if shared else None
+            if pipe is not None:
+                if not self.shared.enter(pipe, self._spiffe_id):
+                    self._waiting = True
+                    self.shared.wait(self, self._spiffe_id)
+                    self._timer = self._loop.call_later(self.shared.wait_seconds, self._give_up)
+                    return _BLOCKED
+                if not self._enter(items):
+                    self.shared.leave(self._spiffe_id)
+                    return _SLOW
+                unit.pipe = pipe
+                self._begin(unit)
+                self._send(unit)
+                return _TAKEN
+            unit.pooled = True
+        elif status != "T":
+            return _SLOW
+        if self.units:
+            self._stop = True
+            return _BLOCKED
+        if any(may_refuse(item.ready.prepared) for item in items if item.ready.writes) or len(items) > 1:
+            return _SLOW
+        if items[0].ready.large_until and items[0].ready.large_until > time.monotonic():
+            return _SLOW  # the session streams
+        if not self._enter(items):
+            return _SLOW
+        self._begin(unit)
+        self._intend(unit)
+        return _TAKEN
+
+    @staticmethod
+    def _may_share(items: list[Item]) -> bool:
+        now = 0.0
+        for item in items:
+            ready = item.ready
+            if not ready.shared:
+                return False
+            if ready.private_until:
+                now = now or time.monotonic()
+                if now < ready.private_until:
+                    return False
+        return True
+
+    def _enter(self, items: list[Item]) -> bool:
+        """Count the unit against its agent's limits.  False if the session has to refuse it."""
+        quotas = self._services.quotas
+        try:
+            if not self._entered:
+                quotas.enter(self._spiffe_id, items[0].ready.prepared.limits)
+                self._entered = True
+            for item in items:
+                quotas.count(self._spiffe_id, item.ready.prepared.limits)
+        except Refusal:
+            return False
+        return True
+
+    def _begin(self, unit: Unit) -> None:
+        """The unit is in flight from here on."""
+        self.units.append(unit)
+        self.active = self._loop.time()
+        for item in unit.items:
+            if item.ready not in self._learned:
+                if len(self._learned) >= _MOST_LEARNED:
+                    self._learned.clear()
+                self._learned.add(item.ready)
+                self.session.learn(item.ready.prepared)
+
+    def _intend(self, unit: Unit) -> None:
+        """At level strict the intent is kept before the statement is forwarded."""
+        recorder = self._recorder
+        if not any(recorder.level(writes=item.ready.writes) == "strict" for item in unit.items):
+            self._lend(unit)
+            return
+
+        def kept(refusal: Refusal | None) -> None:
+            if refusal is not None:
+                for item in unit.items:
+                    item.intent = ""
+                self._refuse(unit, refusal)
+            else:
+                self._lend(unit)
+
+        for item in unit.items:
+            item.intent = event_id(unit.began)
+            self._submit_event(unit, item, item.intent, "intent", kept)
+
+    def _lend(self, unit: Unit) -> None:
+        """Get the unit its connection."""
+        session = self.session
+        if session.relay.connection is not None:
+            self._own(unit, session.relay.connection)
+            return
+
+        def lent(connection: UpstreamConnection | None, refusal: Refusal | None) -> None:
+            if connection is None:
+                self._refuse(unit, refusal or UpstreamLost("no connection"))
+            elif self._closed:
+                self._pool.release(connection)
+                self._refuse(unit, UpstreamLost("the client has left"))
+            else:
+                if not unit.pooled:
+                    session.hold(connection)
+                self._own(unit, connection)
+
+        self._pool.lend(lent, profile=session.settings.for_server(), borrower=self._spiffe_id)
+
+    def _own(self, unit: Unit, connection: UpstreamConnection) -> None:
+        """Send a unit on a connection that is its own, or its session's."""
+        if connection.pipe is None:
+            connection.pipe = Pipe(connection, self._turn)
+        unit.pipe = connection.pipe
+        seconds = unit.items[0].ready.prepared.limits.seconds
+        if seconds is not None:
+            unit.timer = self._loop.call_later(seconds, unit.expire, seconds)
+        self._send(unit)
+
+    def _send(self, unit: Unit) -> None:
+        pipe = unit.pipe
+        if pipe is None:
+            raise RuntimeError("a unit has no connection to be sent on")
+        session = self.session
+        parts: list[bytes] = []
+        expected: list[Expectation] = []
+        shared = not unit.pooled and pipe.shared
+        if session.begun is not None:
+            begin = own_plan(session.begun)
+            pipe.find(begin)
+            session.begun = None
+            parts.append(_bind_message(begin.name, b"\0\0\0\0\0\0") + _execute_message(0))
+            expected += (_OWN_BIND, _OWN_EXECUTE)
+        number = 0
+        for item in unit.items:
+            plan = item.plan
+            if plan is None:
+                continue
+            name = self._name(item, plan)
+            if name:
+                described = pipe.find(plan if name == plan.name else msgspec.structs.replace(plan, name=name))
+                item.described = described
+            else:
+                parts.append(Parse("", plan.sql, plan.parameter_types).encode())
+                expected.append(_PARSES[number])
+            parts.append(_bind_message(name, item.wire))
+            expected.append(_BINDS[number])
+            if not name and item.describe:
+                parts.append(_DESCRIBE)
+                expected.append(_DESCRIBES[number])
+            cap = item.row_limit
+            if shared and (not cap or cap > PIPE_ROWS + 1):
+                cap = PIPE_ROWS + 1
+            parts.append(_execute_message(0 if item.swallow or item.ready.writes else cap))
+            expected.append(_EXECUTES[number])
+            number += 1
+        parts.append(_SYNC)
+        expected.append(_SYNC_EXPECTED)
+        unit.sent_at = time.perf_counter()
+        pipe.send(unit, b"".join(parts), expected)
+
+    def _name(self, item: Item, plan: Plan) -> str:
+        """Under which name the statement is prepared; none for a text whose plan must not outlive its values."""
+        if item.ready.command is not None or plan.shared:
+            return plan.name
+        return "" if item.simple else plan.name + self._agent.fingerprint[:8]
+
+    # transactions
+
+    def _command(self, unit: Unit, command: SessionCommand) -> int:
+        """BEGIN, COMMIT and ROLLBACK."""
+        session = self.session
+        item = unit.items[0]
+        if not item.simple:
+            return _SLOW
+        kind = command.kind
+        if kind == "begin" and session.status == "I" and session.relay.connection is None:
+            self._begin(unit)
+            session.begin(command)
+            self._answer(unit, "BEGIN")
+            return _TAKEN
+        if kind not in ("commit", "rollback") or session.status != "T" or session.settings_changed:
+            return _SLOW
+        self._begin(unit)
+        if session.relay.connection is None:
+            session.end()
+            self._answer(unit, kind.upper())
+            return _TAKEN
+        item.plan = own_plan(command.text)
+        item.wire = b"\0\0\0\0\0\0"
+        item.describe = False
+        self._own(unit, session.relay.connection)
+        return _TAKEN
+
+    def _answer(self, unit: Unit, tag: str) -> None:
+        """Answer a command that the database does not see."""
+        unit.local = True
+        item = unit.items[0]
+        item.tag = tag
+        item.tail = CommandComplete(tag).encode()
+        unit.status = self.session.status
+        unit.sent_at = unit.answered_at = unit.clock
+        self._record(unit)
+
+    # the outcome
+
+    def answered(self, unit: Unit, status: str) -> None:
+        """The database has answered a unit to its end."""
+        pipe = unit.pipe
+        if pipe is None:
+            raise RuntimeError("a unit without a connection was answered")
+        if pipe.shared:
+            self.shared.leave(self._spiffe_id)
+        elif unit.pooled:
+            self._pool.release(pipe.connection)
+        else:
+            self.session.went_on(status)
+        unit.status = status
+        self.active = self._loop.time()
+        if unit.cancelled and not unit.error:
+            unit.error = _CANCELLED
+        if unit.error:
+            self._judge(unit, pipe)
+        if unit.again or self._failing:
+            self._run_again(unit)
+        elif not unit.error and any(item.to_release for item in unit.items):
+            self.shared.release_later(unit)
+        else:
+            self._record(unit)
+
+    def released(self, unit: Unit) -> None:
+        """The rows of a unit are transformed."""
+        if unit.again or self._failing:
+            self._run_again(unit)
+        else:
+            self._record(unit)
+
+    def _judge(self, unit: Unit, pipe: Pipe) -> None:
+        """What the client is told of an error, or that the unit has to run again."""
+        item = unit.items[unit.failed]
+        payload = unit.error
+        if item.described is not None and item.described.error and not item.bound:
+            payload = item.described.error
+        server = ErrorResponse.decode(payload).fields
+        refusal, stale = judge(server, item.plan, unit.timed_out)
+        code = sqlstate(server)
+        if stale and item.described is not None and item.plan is not None:
+            pipe.drop(self._name(item, item.plan))
+        if pipe.shared and not unit.cancelled and (stale or code in _RECHECK):
+            unit.again = True
+            if code in _TOO_SLOW:
+                item.ready.private_until = time.monotonic() + PRIVATE_SECONDS
+            return
+        if stale and unit.pooled and not item.intent:
+            unit.again = True
+            return
+        if refusal is not None and refusal.decision_id is None and item.ready.prepared.verdict is not None:
+            refusal.decision_id = item.ready.prepared.verdict.id
+        unit.outcome = Run(self._portal(item))
+        unit.outcome.status = "denied" if refusal is not None else "error"
+        unit.outcome.sqlstate = refusal.sqlstate if refusal is not None else code
+        unit.outcome.error = audit_text(server)
+        unit.outcome.refusal = refusal
+        unit.fields = refusal_fields(refusal) if refusal else scrubbed_fields(server, self.session.permitted)
+
+    def lost(self, unit: Unit, lost: UpstreamLost) -> None:
+        """The connection broke before the outcome of a unit was known."""
+        pipe = unit.pipe
+        if pipe is not None and pipe.shared:
+            self.shared.leave(self._spiffe_id)
+        elif unit.pooled and pipe is not None:
+            self._pool.release(pipe.connection)
+        elif not self._closed:
+            self.session.broke()
+            unit.status = self.session.status
+        writes = any(item.ready.writes or item.ready.command is not None for item in unit.items)
+        if (unit.pooled or (pipe is not None and pipe.shared)) and not writes and not self._closed:
+            self._run_again(unit)
+            return
+        unit.failed = 0
+        unit.error = _LOST
+        unit.fields = refusal_fields(lost)
+        unit.outcome = Run(self._portal(unit.items[0]))
+        unit.outcome.status = "unknown" if writes else "error"
+        unit.outcome.sqlstate = lost.sqlstate
+        unit.outcome.error = lost.detail_for_audit or ""
+        self._record(unit)
+
+    def _refuse(self, unit: Unit, refusal: Refusal) -> None:
+        """A unit cannot be sent, or what it would do cannot be recorded."""
+        item = unit.items[0]
+        verdict = item.ready.prepared.verdict
+        if refusal.decision_id is None and verdict is not None:
+            refusal.decision_id = verdict.id
+        unit.failed = 0
+        unit.error = _LOST
+        unit.fields = refusal_fields(refusal)
+        unit.outcome = Run(self._portal(item))
+        unit.outcome.status = "denied"
+        unit.outcome.refusal = refusal
+        if not unit.pooled:
+            self.session.broke()
+        unit.status = self.session.status
+        self._record(unit)
+
+    def _run_again(self, unit: Unit) -> None:
+        """Leave the unit, and all behind it, to the session."""
+        unit.again = unit.over = self._failing = self._slow = True
+        for item in unit.items:
+            if item.intent:  # it was not sent again under this intent
+                unit.outcome = Run(self._portal(item))
+                unit.outcome.status = "error"
+                self._keep(split(self._event_of(unit.outcome, item), self._services.worker), _ignore)
+        self._advance()
+
+    # the record
+
+    def _portal(self, item: Item) -> Portal:
+        """The item as the session's own records know it."""
+        prepared = item.ready.prepared
+        portal = Portal(Statement(item.text.decode(), item.types, prepared, None), prepared)
+        portal.values = tuple(commit(value, name) for value, name in zip(item.values, item.ready.types, strict=False))
+        portal.encoded = item.encoded
+        return portal
+
+    def _event_of(self, run: Run, item: Item) -> Event:
+        run.intent = item.intent
+        return self.session.statement_event(run)
+
+    def _record(self, unit: Unit) -> None:
+        """Keep the events of a unit; `recorded` is called then."""
+        count = unit.failed if unit.error else len(unit.items)
+        outcome = unit.outcome if unit.error else None
+        unit.unkept = count + (outcome is not None)
+        now = time.perf_counter()
+        for item in unit.items[:count]:
+            self._submit_event(unit, item, event_id(unit.began), "ok", unit.kept, now)
+        if outcome is not None:
+            try:
+                entry = split(self._event_of(outcome, unit.items[unit.failed]), self._services.worker)
+            except ValueError as error:
+                unit.kept(self._recorder.unrecordable(str(error)))
+                return
+            self._keep(entry, unit.kept)
+
+    def _keep(self, entry: Entry, done: Callable[[Refusal | None], None]) -> None:
+        self._recorder.submit(
+            entry[0],
+            entry[1],
+            entry[2],
+            self._recorder.level(writes=False),
+            done,
+            intent_of=entry[3],
+            intent_id=entry[4],
+        )
+
+    def _submit_event(
+        self, unit: Unit, item: Item, ident: str, status: str, done: Callable[[Refusal | None], None], now: float = 0.0
+    ) -> None:
+        ready = item.ready
+        level: Level = self._recorder.level(writes=ready.writes) if ready.plan is not None else "process"
+        when = timestamp(unit.began)
+        upstream = int((unit.answered_at - unit.sent_at) * 1e6)
+        total = int(((now or time.perf_counter()) - unit.clock) * 1e6)
+        unit.upstream, unit.total = upstream, total
+        head, tail = statement_event(
+            self._piece(level),
+            ready.template,
+            ready.verdict,
+            ident,
+            when,
+            self._services.worker,
+            len(item.text),
+            values_piece(ready.types, item.values),
+            status,
+            item.tag,
+            item.rows,
+            item.nbytes,
+            item.encoded if status == "ok" else 0,
+            item.decoded,
+            0,
+            0,
+            int(item.tokenize * 1e6),
+            upstream,
+            total,
+            item.intent if status == "ok" else "",
+        )
+        if status == "intent":
+            self._recorder.submit(head, tail, when, level, done, intent_id=ident)
+        else:
+            self._recorder.submit(head, tail, when, level, done, intent_of=item.intent)
+
+    def _piece(self, level: Level) -> bytes:
+        """What is the same in all events of the session."""
+        session = self.session
+        of = (session.settings, session.chain)
+        if of != self._pieces_of:
+            self._pieces.clear()
+            self._pieces_of = of
+        found = self._pieces.get(level)
+        if found is None:
+            found = self._pieces[level] = session.event_piece(level)
+        return found
+
+    def recorded(self, unit: Unit) -> None:
+        """The events of a unit are kept, or cannot be: then the client does not get what it did (AU-01)."""
+        if unit.refusal is not None:
+            unit.fields = refusal_fields(unit.refusal)
+            for item in unit.items:
+                item.head = item.tail = b""
+                item.body.clear()
+            if unit.status == "T":
+                self.session.broke()
+                unit.status = self.session.status
+        unit.over = True
+        self._advance()
+
+    def _advance(self) -> None:
+        """Release what is over, in order."""
+        units = self.units
+        audited = time.perf_counter()
+        while units and units[0].over:
+            unit = units.popleft()
+            if unit.again:
+                self._redo.append(unit.raw)
+                continue
+            if self._closed:
+                continue
+            if not self._out:
+                self._turn.add(self)
+            out = self._out
+            for item in unit.items:
+                out.append(item.head)
+                out += item.body
+                out.append(item.tail)
+            if unit.fields is not None:
+                out.append(ErrorResponse(unit.fields).encode())
+            out.append(_READY_BYTES[unit.status])
+            self._count(unit, audited)
+        if units:
+            return
+        if self._entered:
+            self._entered = False
+            self._services.quotas.leave(self._spiffe_id)
+        if self._closed:
+            return
+        if self._slow:
+            self._failing = False
+            self._hand_over()
+        elif self._stop:
+            self._stop = False
+            self.session.stream.resume()
+            if self._rest:
+                self._take()
+        if self._services.draining.is_set():
+            self.session.interrupt()
+
+    def _count(self, unit: Unit, audited: float) -> None:
+        audit = int((audited - unit.answered_at) * 1e6)
+        count = unit.failed if unit.error else len(unit.items)
+        for item in unit.items[:count]:
+            prepared = item.ready.prepared
+            self._metrics.count(
+                prepared.action,
+                "ok",
+                prepared.verdict.decision.control if prepared.verdict is not None else "",
+                item.rows,
+                item.encoded,
+                item.decoded,
+                0,
+                0,
+                int(item.tokenize * 1e6),
+                unit.upstream,
+                audit,
+                unit.total + audit,
+            )
+        if unit.error and unit.outcome is not None:
+            item = unit.items[unit.failed]
+            self._metrics.observe(self._event_of(unit.outcome, item), item.ready.prepared.action)
+
+    def flush(self) -> None:
+        """Send the client what was released in this turn."""
+        out, self._out = self._out, []
+        self.session.stream.send(b"".join(out))
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of a coroutine that does not have to wait for anything, else None.  Raises what it raises."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    work.close()
+    return None
+
+
+def _formats(codes: Sequence[int]) -> bytes:
+    return struct.pack(f"!H{len(codes)}h", len(codes), *codes)
+
+
+def _values(values: Sequence[bytes | None], tail: bytes, added: int) -> bytes:
+    parts = [_INT16.pack(len(values) + added)]
+    for value in values:
+        parts.append(_NULL if value is None else _INT32.pack(len(value)) + value)
+    parts.append(tail)
+    return b"".join(parts)
+
+
+def _bind_message(name: str, wire: bytes) -> bytes:
+    encoded = name.encode()
+    return b"B" + _INT32.pack(len(encoded) + len(wire) + 6) + b"\0" + encoded + b"\0" + wire
+
+
+@functools.lru_cache(maxsize=1024)
+def _execute_message(rows: int) -> bytes:
+    return Execute("", rows).encode()
+
+
+def _ignore(refusal: Refusal | None) -> None:
+    """Nobody waits for this event."""
