@@ -120,9 +120,6 @@ class Metrics:
             if histogram is not None:
                 histogram.observe(microseconds / 1e6)
 
-    def count(self, *args: Any) -> None:  # STUB
-        pass
-
     def decision(self, allow: bool, control: str) -> None:
         """Count one verdict.  Controls that a policy invents without end are counted together as ``other``."""
         if control not in self._controls:
