@@ -95,8 +95,9 @@ def timestamp(seconds: float) -> str:
 def event_id(seconds: float) -> str:
     """A new UUID version 7 (RFC 9562 section 5.7) for an event at this time, seconds since 1970."""
     time = f"{int(seconds * 1000):012x}"
-    noise = _NOISE.take(10).hex()
-    variant = "89ab"[int(noise[0], 16) & 3]
+    random = _NOISE.take(10)
+    noise = random.hex()
+    variant = "89ab"[random[0] >> 6]  # of the digit that is not used else
     return f"{time[:8]}-{time[8:]}-7{noise[1:4]}-{variant}{noise[4:7]}-{noise[7:19]}"
 
 

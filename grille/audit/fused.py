@@ -14,7 +14,7 @@ import msgspec
 from grille.audit.chain import leaf_hash
 from grille.audit.encoding import encode, encode_text, salted
 from grille.audit.event import Chain, Event, Level, Relation, Verdict
-from grille.audit.records import EVENT, MAX_PAYLOAD, frame
+from grille.audit.records import EVENT, MAX_PAYLOAD, header
 
 Entry = tuple[bytes, bytes, str, str, str]
 """An event for the spool: what precedes its sequence, what follows it, its ``time``, the id of the intent that it
@@ -160,10 +160,11 @@ def frame_events(entries: Sequence[Entry], first: int) -> tuple[bytes, list[byte
     leaves = []
     sequence = first
     for entry in entries:
-        data = b"%b%d%b" % (entry[0], sequence, entry[1])
+        data = entry[0] + str(sequence).encode() + entry[1]
         if len(data) > MAX_PAYLOAD:
             raise ValueError("the event is larger than a record may be")
-        framed.append(frame(EVENT, data))
+        framed.append(header(EVENT, data))
+        framed.append(data)
         leaves.append(leaf_hash(data))
         sequence += 1
     return b"".join(framed), leaves

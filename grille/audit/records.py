@@ -23,6 +23,7 @@ MAX_PAYLOAD: Final = 64 * 1024 * 1024
 
 _MAGIC: Final = 0xFF
 _FIELDS: Final = struct.Struct(">BBII")
+_CHECK: Final = struct.Struct(">I")
 _HEADER: Final = struct.Struct(">BBIII")
 
 
@@ -36,10 +37,15 @@ class Record(NamedTuple):
     """The payload agrees with its CRC."""
 
 
+def header(kind: int, payload: bytes) -> bytes:
+    """What precedes the payload in the bytes of a record."""
+    fields = _FIELDS.pack(_MAGIC, kind, len(payload), crc32(payload))
+    return fields + _CHECK.pack(crc32(fields))
+
+
 def frame(kind: int, payload: bytes) -> bytes:
     """The bytes of one record."""
-    fields = _FIELDS.pack(_MAGIC, kind, len(payload), crc32(payload))
-    return fields + crc32(fields).to_bytes(4, "big") + payload
+    return header(kind, payload) + payload
 
 
 def scan(data: bytes) -> Iterator[Record]:

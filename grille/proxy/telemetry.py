@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import logging
 import sys
 import traceback
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from grille.audit.event import Event
 
@@ -28,8 +31,10 @@ ACTIONS: Final = frozenset(
     | {"set", "reset", "show", "discard", "deallocate", "empty"}
 )
 _BUCKETS: Final = (
-    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1.0, 5.0, 30.0,
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+    30_000_000,
 )  # fmt: skip
+"""Upper bounds in microseconds."""
 _MOST_CONTROLS: Final = 200
 
 
@@ -42,6 +47,63 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
     samples: tuple[tuple[str, dict[str, str], float], ...]
 
 
+class _Statements(Collector):
+    """What statements add up to, as plain numbers: a statement is counted in a microsecond or two."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str], int] = {}
+        self.decisions: dict[tuple[bool, str], int] = {}
+        self.rows = 0
+        self.encoded = 0
+        self.decoded = 0
+        self._controls: set[str] = set()
+        self._buckets = {stage: [0] * (len(_BUCKETS) + 1) for stage in STAGES}
+        self._sums = dict.fromkeys(STAGES, 0)
+
+    def outcome(self, action: str, status: str) -> None:
+        key = (action, status)
+        if key not in self.outcomes:
+            action = action.lower()
+            key = (action if action in ACTIONS else "other", status)
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+
+    def decision(self, allow: bool, control: str) -> None:
+        key = (allow, control)
+        if key not in self.decisions and control not in self._controls:
+            if len(self._controls) < _MOST_CONTROLS and len(control) <= 32:
+                self._controls.add(control)
+            else:
+                key = (allow, "other")
+        self.decisions[key] = self.decisions.get(key, 0) + 1
+
+    def stage(self, stage: str, microseconds: int) -> None:
+        self._buckets[stage][bisect_left(_BUCKETS, microseconds)] += 1
+        self._sums[stage] += microseconds
+
+    def collect(self) -> Iterable[Metric]:
+        statements = CounterMetricFamily(
+            "grille_statements", "Statements by action and outcome.", labels=("action", "outcome")
+        )
+        for (action, status), count in self.outcomes.items():
+            statements.add_metric((action, status), count)
+        yield statements
+        decisions = CounterMetricFamily(
+            "grille_decisions", "Decisions by verdict and control.", labels=("allow", "control")
+        )
+        for (allow, control), count in self.decisions.items():
+            decisions.add_metric(("true" if allow else "false", control), count)
+        yield decisions
+        stages = HistogramMetricFamily("grille_stage_seconds", "Time of a statement by stage.", labels=("stage",))
+        bounds = [floatToGoString(bound / 1e6) for bound in _BUCKETS] + ["+Inf"]
+        for stage, counts in self._buckets.items():
+            cumulated = list(itertools.accumulate(counts))
+            stages.add_metric((stage,), list(zip(bounds, cumulated, strict=True)), self._sums[stage] / 1e6)
+        yield stages
+        yield CounterMetricFamily("grille_rows", "Rows that agents received.", value=self.rows)
+        yield CounterMetricFamily("grille_values_encoded", "Values that became tokens.", value=self.encoded)
+        yield CounterMetricFamily("grille_values_decoded", "Tokens that became values.", value=self.decoded)
+
+
 class Metrics:
     """The metrics of one worker.
 
@@ -52,9 +114,8 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self.before_scrape: list[Callable[[], None]] = []
-        self._controls: set[str] = set()
-        self._decision_counts: dict[tuple[bool, str], Counter] = {}
-        self._statement_counts: dict[tuple[str, str], Counter] = {}
+        self._statements = _Statements()
+        registry.register(self._statements)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"grille_{name}", text, labels, registry=registry)
@@ -62,15 +123,6 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"grille_{name}", text, labels, registry=registry)
 
-        self._statements = counter("statements", "Statements by action and outcome.", "action", "outcome")
-        self._decisions = counter("decisions", "Decisions by verdict and control.", "allow", "control")
-        stages = Histogram(
-            "grille_stage_seconds", "Time of a statement by stage.", ("stage",), buckets=_BUCKETS, registry=registry
-        )
-        self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self.rows = counter("rows", "Rows that agents received.")
-        self.encoded = counter("values_encoded", "Values that became tokens.")
-        self.decoded = counter("values_decoded", "Tokens that became values.")
         self.sessions = gauge("sessions", "Sessions that are open.")
         self.sessions_total = counter("sessions_opened", "Sessions that passed startup.")
         self._refused = counter("handshakes_refused", "Connections refused before a session, by control.", "control")
@@ -100,38 +152,46 @@ class Metrics:
         """Count one statement's event.  ``action`` is read off the command tag if it is not given."""
         if event.kind != "statement" or event.outcome is None or event.outcome.status == "intent":
             return
-        outcome = event.outcome
-        action = (action or outcome.tag.partition(" ")[0]).lower()
-        key = (action if action in ACTIONS else "other", outcome.status)
-        child = self._statement_counts.get(key)
-        if child is None:
-            child = self._statement_counts[key] = self._statements.labels(*key)
-        child.inc()
+        outcome, statements = event.outcome, self._statements
+        statements.outcome(action or outcome.tag.partition(" ")[0], outcome.status)
         if event.verdict is not None:
-            self.decision(event.verdict.allow, event.verdict.control)
-        if outcome.rows:
-            self.rows.inc(outcome.rows)
-        if outcome.encoded:
-            self.encoded.inc(outcome.encoded)
-        if outcome.decoded:
-            self.decoded.inc(outcome.decoded)
+            statements.decision(event.verdict.allow, event.verdict.control)
+        statements.rows += outcome.rows
+        statements.encoded += outcome.encoded
+        statements.decoded += outcome.decoded
         for stage, microseconds in event.stages.items():
-            histogram = self._stages.get(stage)
-            if histogram is not None:
-                histogram.observe(microseconds / 1e6)
+            if stage in STAGES:
+                statements.stage(stage, microseconds)
 
-    def decision(self, allow: bool, control: str) -> None:
-        """Count one verdict.  Controls that a policy invents without end are counted together as ``other``."""
-        if control not in self._controls:
-            if len(self._controls) < _MOST_CONTROLS and len(control) <= 32:
-                self._controls.add(control)
-            else:
-                control = "other"
-        child = self._decision_counts.get((allow, control))
-        if child is None:
-            child = self._decisions.labels("true" if allow else "false", control)
-            self._decision_counts[(allow, control)] = child
-        child.inc()
+    def count(
+        self,
+        action: str,
+        status: str,
+        control: str,
+        rows: int,
+        encoded: int,
+        decoded: int,
+        understand: int,
+        decide: int,
+        tokenize: int,
+        upstream: int,
+        audit: int,
+        total: int,
+    ) -> None:
+        """Count one statement that was allowed, as ``observe`` does its event; the stages are in microseconds."""
+        statements = self._statements
+        statements.outcome(action, status)
+        statements.decision(True, control)
+        statements.rows += rows
+        statements.encoded += encoded
+        statements.decoded += decoded
+        stage = statements.stage
+        stage("understand", understand)
+        stage("decide", decide)
+        stage("tokenize", tokenize)
+        stage("upstream", upstream)
+        stage("audit", audit)
+        stage("total", total)
 
     def refused(self, control: str) -> None:
         """Count one connection that was refused before it was a session."""

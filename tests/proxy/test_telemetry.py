@@ -43,6 +43,25 @@ def test_a_statement_is_counted_by_action_outcome_verdict_and_stage() -> None:
     assert 'grille_rows_total{worker="0"} 6.0' in found
 
 
+def test_a_statement_counted_without_its_event_is_counted_alike() -> None:
+    observed, counted = Metrics(), Metrics()
+    for action, rows, total in (("select", 3, 25), ("SELECT", 0, 26), ("update", 1, 40_000_000), ("vacuum", 0, 0)):
+        stages = {"understand": 40, "decide": 0, "tokenize": 7, "upstream": 251, "audit": 1_000_000, "total": total}
+        outcome = Outcome("ok", rows=rows, encoded=2 * rows, decoded=4)
+        observed.observe(msgspec.structs.replace(event(), outcome=outcome, stages=stages), action)
+        counted.count(action, "ok", "AC-07", rows, 2 * rows, 4, 40, 0, 7, 251, 1_000_000, total)
+    of_process = ("process_", "# HELP process_", "# TYPE process_")
+    found = [line for line in lines(counted) if not line.startswith(of_process)]
+    assert found == [line for line in lines(observed) if not line.startswith(of_process)]
+    assert 'grille_statements_total{action="other",outcome="ok",worker="0"} 1.0' in found
+    assert 'grille_decisions_total{allow="true",control="AC-07",worker="0"} 4.0' in found
+    assert 'grille_stage_seconds_bucket{le="2.5e-05",stage="total",worker="0"} 2.0' in found
+    assert 'grille_stage_seconds_bucket{le="30.0",stage="total",worker="0"} 3.0' in found
+    assert 'grille_stage_seconds_count{stage="total",worker="0"} 4.0' in found
+    assert 'grille_stage_seconds_sum{stage="total",worker="0"} 40.000051' in found
+    assert 'grille_values_encoded_total{worker="0"} 8.0' in found
+
+
 def test_intents_and_lifecycle_records_are_not_statements() -> None:
     metrics = Metrics()
     metrics.observe(event("intent"))
