@@ -64,18 +64,21 @@ from grille.protocols.postgres.messages import (
 )
 from grille.protocols.postgres.rewrite import Plan
 from grille.protocols.postgres.statement import SessionCommand
-from grille.proxy import answers
+from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
 from grille.proxy.enforcement import Prepared, Understood
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.identity import Agent
+from grille.proxy.passthrough import Passthrough, PrivateConnection, ServerRefused
 from grille.proxy.relay import STREAM_BYTES, ClientGone, Failure, Kind, Portal, Relay, Run, Statement, Step
 from grille.proxy.services import Services
 from grille.proxy.startup import (
     PROTOCOL_3_2,
     TRACE,
     Settings,
+    Startup,
     accept,
+    accept_passthrough,
     canonical_session_name,
     check,
     cut_comment,
@@ -149,6 +152,8 @@ class Session:
         self._half_since: float | None = None
         """When the first byte came of a message that is not whole yet."""
         self._ending = False
+        self._passthrough: Passthrough | None = None
+        """What carries the session instead, if nothing of it is governed."""
         # the transaction
         self._status = "I"
         self._begin: str | None = None
@@ -194,7 +199,9 @@ class Session:
         watch = asyncio.create_task(self._watch())
         try:
             connected = await self._startup()
-            if connected:
+            if connected and self._passthrough is not None:
+                await self._passthrough.run(self._serve)
+            elif connected:
                 await self._serve()
         except Refusal as refusal:
             await self._close_with(refusal)
@@ -212,7 +219,7 @@ class Session:
             watch.cancel()
             self._services.metrics.sessions.dec()
             if self._key is not None:
-                self._services.cancels.remove(self._key.process_id)
+                self._services.cancels.remove(self._key)
             await self._abandon()
             self._stream.close()
             if connected:
@@ -221,10 +228,12 @@ class Session:
     async def _watch(self) -> None:
         """Cancel what runs when the client's connection goes away."""
         await self._stream.wait_closed()
-        self._relay.cancel()
+        self.cancel()
 
     async def _abandon(self) -> None:
         """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
+        if self._passthrough is not None:
+            await self._passthrough.abandon()
         self._leave_quotas()
         runs, self._relay.runs = self._relay.runs, []
         for run in runs:
@@ -245,9 +254,9 @@ class Session:
             await self._record_refusal(refusal, "", name="refused")
         self._stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
-    async def _note(self, name: str) -> None:
+    async def _note(self, name: str, **more: Any) -> None:
         level = self._services.recorder.level(writes=False) if name == "connect" else "process"
-        event = self._event("session", name, level, time.time())
+        event = self._event("session", name, level, time.time(), **more)
         if name == "connect":
             await self._services.recorder.keep(event)
         else:
@@ -276,18 +285,30 @@ class Session:
             return False
         if not isinstance(first, StartupMessage):
             raise ProtocolViolation("a startup message was expected")
-        startup = accept(first.major << 16 | first.minor, first.parameters)
-        self._settings = self._initial = startup.settings
-        self._chain = startup.chain
-        self._check_end()
-        await self._note("connect")
+        version = first.major << 16 | first.minor
+        verdict = self._enforcement.connect(self._agent)
+        reported: dict[str, str] = {}
+        process_id: int | None = None
+        if verdict is not None:
+            startup, given = accept_passthrough(version, first.parameters)
+            self._begin_session(startup)
+            connection = await self._pass_through(verdict, given)
+            if connection is None:
+                return False
+            reported, process_id = connection.parameters, connection.process_id
+        else:
+            startup = accept(version, first.parameters)
+            self._begin_session(startup)
+            await self._note("connect")
+            reported = {name: self._shown(name) or "" for name in answers.REPORTED}
         out = bytearray()
         if startup.negotiate is not None:
             out += NegotiateProtocolVersion(startup.version, startup.negotiate).encode()
         out += AUTHENTICATION_OK
-        for name in answers.REPORTED:
-            out += ParameterStatus(name, self._shown(name) or "").encode()
-        self._key = self._services.cancels.add(self, 32 if startup.version >= PROTOCOL_3_2 else 4)
+        for name, value in reported.items():
+            out += ParameterStatus(name, value).encode()
+        secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
+        self._key = self._services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()
         out += ReadyForQuery("I").encode()
         self._stream.send(bytes(out))
@@ -295,6 +316,39 @@ class Session:
         self._services.metrics.sessions_total.inc()
         self._frames.feed(self._startup_frames.take_rest())
         return True
+
+    def _begin_session(self, startup: Startup) -> None:
+        self._settings = self._initial = startup.settings
+        self._chain = startup.chain
+        self._check_end()
+
+    async def _pass_through(self, verdict: enforcement.Verdict, given: dict[str, str]) -> PrivateConnection | None:
+        """Hand this session over; None, and the client is told, if the server does not accept its settings."""
+        try:
+            connection = await self._pool.acquire_private(PrivateConnection, tuple(given.items()))
+        except ServerRefused as error:
+            refusal = Refusal("ID-04", "the database refused a setting of the startup message", fatal=True)
+            refusal.detail_for_audit = str(error)
+            await self._record_refusal(refusal, "", name="refused")
+            self._stream.send(ErrorResponse(error.fields).encode())
+            return None
+        self._passthrough = Passthrough(
+            stream=self._stream,
+            frames=self._frames,
+            client=self._state,
+            connection=connection,
+            agent=self._agent,
+            services=self._services,
+            verdict=verdict,
+            chain=self._chain,
+            event=self._event,
+            refused=self._record_refusal,
+            check_end=self._check_end,
+        )
+        decision = verdict.decision
+        why = Verdict(verdict.id, True, decision.control, decision.reason, verdict.revision)
+        await self._note("connect", verdict=why)
+        return connection
 
     def _shown(self, name: str) -> str | None:
         """What SHOW answers; None for a setting that the proxy does not know."""
@@ -331,6 +385,8 @@ class Session:
                 # A client that sends no Sync before it has read the error must get the error now.
                 with contextlib.suppress(Refusal):
                     await self._give()
+            if self._passthrough is not None:
+                await self._passthrough.forward()
             data = await self._read()
             if not data:
                 return
@@ -384,11 +440,13 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel the statement in flight, if there is one."""
-        self._relay.cancel()
+        (self._passthrough or self._relay).cancel()
 
     @property
     def _idle(self) -> bool:
         """Between units, outside of a transaction."""
+        if self._passthrough is not None:
+            return self._passthrough.idle
         return self._status == "I" and not self._open
 
     def _check_end(self) -> None:
@@ -401,6 +459,9 @@ class Session:
     # messages
 
     async def _message(self, kind: int, payload: bytes) -> None:
+        if self._passthrough is not None:
+            await self._passthrough.message(kind, payload)
+            return
         if self._state.state is state.State.SKIPPING and kind not in (Sync.kind, Terminate.kind):
             if kind not in _SKIPPED:
                 self._state.receive(decode_frontend(kind, payload))

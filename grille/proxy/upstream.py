@@ -13,7 +13,7 @@ import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -57,6 +57,7 @@ STATEMENT_LIMIT: Final = 500
 _CANCEL_ATTEMPTS: Final = 3
 _CANCEL_PATIENCE: Final = 0.5
 
+Connection = TypeVar("Connection", bound="UpstreamConnection")
 Profile = tuple[tuple[str, str], ...]
 """Settings of a client that change what the server does, sorted by name: the GUC profile."""
 
@@ -124,7 +125,7 @@ class UpstreamConnection:
         self._no_cancel.set()
 
     @classmethod
-    async def open(cls, database: Database, profile: Profile = ()) -> UpstreamConnection:
+    async def open(cls, database: Database, profile: Profile = ()) -> Self:
         """Connect, encrypt, authenticate, pin the settings and wait until the server is ready.
 
         Raises Refusal UP-01 08006 within ``connect_timeout``; the reason is in ``detail_for_audit`` only.
@@ -339,11 +340,20 @@ class UpstreamConnection:
 
     # opening
 
+    def _settings(self) -> dict[str, str]:
+        """The settings of the startup message."""
+        timeout = str(round(self._database.statement_timeout * 1000))
+        return {**PINNED, "statement_timeout": timeout, **dict(self.profile)}
+
+    def _check_settings(self) -> None:
+        """Raise ProtocolViolation if the server runs with settings that are not understood here."""
+        for name, value in _REQUIRED.items():
+            if self.parameters.get(name) != value:
+                raise ProtocolViolation(f"the server runs with {name} = {self.parameters.get(name)!r}, not {value!r}")
+
     async def _start(self) -> None:
         database = self._database
-        parameters = {"user": database.role, "database": database.database, **PINNED}
-        parameters["statement_timeout"] = str(round(database.statement_timeout * 1000))
-        parameters.update(self.profile)
+        parameters = {**self._settings(), "user": database.role, "database": database.database}
         self._stream.send(StartupMessage(parameters).encode())
         await self._authenticate()
         while True:
@@ -361,9 +371,7 @@ class UpstreamConnection:
                 raise ProtocolViolation(f"unexpected message {chr(kind)!r} during startup")
         if self._key is None:
             raise ProtocolViolation("the server gives no cancel key")
-        for name, value in _REQUIRED.items():
-            if self.parameters.get(name) != value:
-                raise ProtocolViolation(f"the server runs with {name} = {self.parameters.get(name)!r}, not {value!r}")
+        self._check_settings()
 
     async def _authenticate(self) -> None:
         exchange: ScramExchange | None = None
@@ -398,13 +406,16 @@ class UpstreamConnection:
         while True:
             for kind, payload in self._frames:
                 if kind == ERROR_RESPONSE:
-                    error = ErrorResponse.decode(payload)
-                    raise ProtocolViolation(f"{error.severity} {error.sqlstate}: {error.message}")
+                    self._refused(ErrorResponse.decode(payload))
                 return kind, payload
             data = await self._stream.receive()
             if not data:
                 raise ProtocolViolation("closed by the server during startup")
             self._frames.feed(data)
+
+    def _refused(self, error: ErrorResponse) -> NoReturn:
+        """The server does not let this connection start."""
+        raise ProtocolViolation(f"{error.severity} {error.sqlstate}: {error.message}")
 
     def _password(self) -> str:
         file = self._database.password_file
@@ -506,6 +517,31 @@ class UpstreamPool:
         place; opening has its own.  Raises Refusal UP-01: 53300 when no place came free in time, 08006 when the
         database cannot be reached; OP-01 57P01 when the pool is closing.
         """
+        await self._admit(timeout)
+        try:
+            connection = self._take_idle(profile) or await self._open(UpstreamConnection, profile)
+        except BaseException:
+            self._free.release()
+            raise
+        self._lend(connection)
+        return connection
+
+    async def acquire_private(self, kind: type[Connection], profile: Profile) -> Connection:
+        """Open a connection of another ``kind`` under the same limits; it must never become `reusable`.
+
+        Raises as `acquire`, and whatever else the opening of that kind raises.
+        """
+        await self._admit(None)
+        try:
+            connection = await self._open(kind, profile)
+        except BaseException:
+            self._free.release()
+            raise
+        self._lend(connection)
+        return connection
+
+    async def _admit(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Wait for a free place."""
         self._refuse_if_closing()
         limit = self._database.acquire_timeout if timeout is None else timeout
         self._waiting += 1
@@ -521,15 +557,13 @@ class UpstreamPool:
             ) from None
         finally:
             self._waiting -= 1
-        try:
-            self._refuse_if_closing()
-            connection = self._take_idle(profile) or await self._open(profile)
-        except BaseException:
+        if self._closing:
             self._free.release()
-            raise
+            self._refuse_if_closing()
+
+    def _lend(self, connection: UpstreamConnection) -> None:
         self._in_use.add(connection)
         self._all_returned.clear()
-        return connection
 
     def release(self, connection: UpstreamConnection) -> None:
         """Give a connection back, in whatever state it is; only a clean one is lent again."""
@@ -583,12 +617,12 @@ class UpstreamPool:
                 return connection
         return None
 
-    async def _open(self, profile: Profile) -> UpstreamConnection:
+    async def _open(self, kind: type[Connection], profile: Profile) -> Connection:
         if len(self._idle) + len(self._in_use) + self._opening >= self._database.pool_size:
             self._idle.popleft().close()
         self._opening += 1
         try:
-            connection = await UpstreamConnection.open(self._database, profile)
+            connection = await kind.open(self._database, profile)
         except BaseException:
             self._failed += 1
             raise
