@@ -125,29 +125,29 @@ class Session:
 
     def __init__(self, stream: ByteStream, agent: Agent, services: Services, peer: str = "") -> None:
         """``peer`` is the client's address and port; nothing has been read from the stream after its TLS handshake."""
-        self._stream = stream
-        self._agent = agent
-        self._services = services
-        self._config = services.config.listener
+        self.stream = stream
+        self.agent = agent
+        self.services = services
+        self.config = services.config.listener
         self._enforcement = services.enforcement[agent.database]
         self._pool = services.pools[agent.database]
-        self._relay = Relay(
+        self.relay = Relay(
             agent=agent,
             client=stream,
             enforcement=self._enforcement,
-            permitted=self._permitted,
+            permitted=self.permitted,
             keep_intent=self._keep_intent,
         )
         self._state = state.ClientState()
         self._state.happened(state.Event.ENCRYPTED)
         self._id = event_id(time.time())
         self._peer = peer or _address(stream)
-        self._settings = Settings()
+        self.settings = Settings()
         self._initial = Settings()
-        self._chain = Chain()
+        self.chain = Chain()
         self._key: BackendKeyData | None = None
         self._startup_frames = StartupFrames()
-        self._frames = Frames(frontend_limits(self._config.max_message_bytes, self._config.max_statement_bytes))
+        self._frames = Frames(frontend_limits(self.config.max_message_bytes, self.config.max_statement_bytes))
         self._timeout: asyncio.Timeout | None = None
         self._half_since: float | None = None
         """When the first byte came of a message that is not whole yet."""
@@ -155,8 +155,8 @@ class Session:
         self._passthrough: Passthrough | None = None
         """What carries the session instead, if nothing of it is governed."""
         # the transaction
-        self._status = "I"
-        self._begin: str | None = None
+        self.status = "I"
+        self.begun: str | None = None
         """BEGIN as the client gave it, answered but not sent yet."""
         self._before: Settings | None = None
         """The settings to which ROLLBACK goes back."""
@@ -182,10 +182,10 @@ class Session:
         self._retried = False
         self._stale = False
         # what the client has prepared and bound
-        self._statements: dict[str, Statement] = {}
+        self.statements: dict[str, Statement] = {}
         self._statement_characters = 0
         """At least the length of their texts."""
-        self._portals: dict[str, Portal] = {}
+        self.portals: dict[str, Portal] = {}
         self._portal_names = itertools.count(1)
         self._known: dict[tuple[str, str], set[str]] = {}
         """Columns by relation that this session's own statements named: what errors may name."""
@@ -194,7 +194,7 @@ class Session:
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
-        self._services.metrics.sessions.inc()
+        self.services.metrics.sessions.inc()
         connected = False
         watch = asyncio.create_task(self._watch())
         try:
@@ -210,24 +210,24 @@ class Session:
         except asyncio.CancelledError:
             # The node does not wait any longer.
             ending = Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
-            self._stream.send(ErrorResponse(refusal_fields(ending)).encode())
+            self.stream.send(ErrorResponse(refusal_fields(ending)).encode())
             raise
         except Exception:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
             watch.cancel()
-            self._services.metrics.sessions.dec()
+            self.services.metrics.sessions.dec()
             if self._key is not None:
-                self._services.cancels.remove(self._key)
+                self.services.cancels.remove(self._key)
             await self._abandon()
-            self._stream.close()
+            self.stream.close()
             if connected:
                 await self._note("disconnect")
 
     async def _watch(self) -> None:
         """Cancel what runs when the client's connection goes away."""
-        await self._stream.wait_closed()
+        await self.stream.wait_closed()
         self.cancel()
 
     async def _abandon(self) -> None:
@@ -235,33 +235,33 @@ class Session:
         if self._passthrough is not None:
             await self._passthrough.abandon()
         self._leave_quotas()
-        runs, self._relay.runs = self._relay.runs, []
+        runs, self.relay.runs = self.relay.runs, []
         for run in runs:
             if run.tag == "" and run.refusal is None and run.sqlstate == "":
                 run.status = "unknown" if _writes(run.portal.prepared) else "error"
-        await self._relay.settled()
+        await self.relay.settled()
         self._release()
         for run in runs:
             with contextlib.suppress(Refusal):
-                event = self._statement_event(run)
-                await self._services.recorder.keep(event)
-                self._services.metrics.observe(event, run.portal.prepared.action)
+                event = self.statement_event(run)
+                await self.services.recorder.keep(event)
+                self.services.metrics.observe(event, run.portal.prepared.action)
 
     async def _close_with(self, refusal: Refusal) -> None:
         """Tell the client why the connection ends.  A refusal that is worth recording is recorded first."""
         refusal.fatal = True
         with contextlib.suppress(Refusal):
             await self._record_refusal(refusal, "", name="refused")
-        self._stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
+        self.stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
     async def _note(self, name: str, **more: Any) -> None:
-        level = self._services.recorder.level(writes=False) if name == "connect" else "process"
+        level = self.services.recorder.level(writes=False) if name == "connect" else "process"
         event = self._event("session", name, level, time.time(), **more)
         if name == "connect":
-            await self._services.recorder.keep(event)
+            await self.services.recorder.keep(event)
         else:
             with contextlib.suppress(Refusal):
-                await self._services.recorder.keep(event)
+                await self.services.recorder.keep(event)
 
     # startup
 
@@ -269,9 +269,9 @@ class Session:
         """True if the session has begun; False if it was a cancel request or the client left."""
         message = None
         try:
-            async with asyncio.timeout(self._config.handshake_timeout):
+            async with asyncio.timeout(self.config.handshake_timeout):
                 while message is None:
-                    data = await self._stream.receive()
+                    data = await self.stream.receive()
                     if not data:
                         return False
                     self._startup_frames.feed(data)
@@ -281,12 +281,12 @@ class Session:
         first = decode_startup(message)
         self._state.receive(first)
         if isinstance(first, CancelRequest):
-            self._services.cancels.cancel(first.process_id, first.secret)
+            self.services.cancels.cancel(first.process_id, first.secret)
             return False
         if not isinstance(first, StartupMessage):
             raise ProtocolViolation("a startup message was expected")
         version = first.major << 16 | first.minor
-        verdict = self._enforcement.connect(self._agent)
+        verdict = self._enforcement.connect(self.agent)
         reported: dict[str, str] = {}
         process_id: int | None = None
         if verdict is not None:
@@ -308,18 +308,18 @@ class Session:
         for name, value in reported.items():
             out += ParameterStatus(name, value).encode()
         secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
-        self._key = self._services.cancels.add(self, secret_bytes, process_id=process_id)
+        self._key = self.services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()
         out += ReadyForQuery("I").encode()
-        self._stream.send(bytes(out))
+        self.stream.send(bytes(out))
         self._state.happened(state.Event.READY_IDLE)
-        self._services.metrics.sessions_total.inc()
+        self.services.metrics.sessions_total.inc()
         self._frames.feed(self._startup_frames.take_rest())
         return True
 
     def _begin_session(self, startup: Startup) -> None:
-        self._settings = self._initial = startup.settings
-        self._chain = startup.chain
+        self.settings = self._initial = startup.settings
+        self.chain = startup.chain
         self._check_end()
 
     async def _pass_through(self, verdict: enforcement.Verdict, given: dict[str, str]) -> PrivateConnection | None:
@@ -330,17 +330,17 @@ class Session:
             refusal = Refusal("ID-04", "the database refused a setting of the startup message", fatal=True)
             refusal.detail_for_audit = str(error)
             await self._record_refusal(refusal, "", name="refused")
-            self._stream.send(ErrorResponse(error.fields).encode())
+            self.stream.send(ErrorResponse(error.fields).encode())
             return None
         self._passthrough = Passthrough(
-            stream=self._stream,
+            stream=self.stream,
             frames=self._frames,
             client=self._state,
             connection=connection,
-            agent=self._agent,
-            services=self._services,
+            agent=self.agent,
+            services=self.services,
             verdict=verdict,
-            chain=self._chain,
+            chain=self.chain,
             event=self._event,
             refused=self._record_refusal,
             check_end=self._check_end,
@@ -353,16 +353,16 @@ class Session:
     def _shown(self, name: str) -> str | None:
         """What SHOW answers; None for a setting that the proxy does not know."""
         if name == "server_version":
-            return self._services.server_version(self._agent.database)
+            return self.services.server_version(self.agent.database)
         if name == "server_version_num":
             major, _, minor = self._shown("server_version").partition(".")  # type: ignore[union-attr]
             return f"{int(major) * 10000 + int(''.join(itertools.takewhile(str.isdigit, minor)) or 0)}"
         if name in ("session_authorization", "role"):
-            return "/".join(self._agent.path)
+            return "/".join(self.agent.path)
         if name in ("default_transaction_read_only", "default_transaction_deferrable"):
-            return self._settings.get(name) or "off"
+            return self.settings.get(name) or "off"
         if name == "default_transaction_isolation":
-            return self._settings.get(name) or "read committed"
+            return self.settings.get(name) or "read committed"
         if name == "transaction_isolation":
             return self._isolation or self._shown("default_transaction_isolation")
         if name in ("transaction_read_only", "transaction_deferrable"):
@@ -370,7 +370,7 @@ class Session:
         known = canonical_session_name(name)
         if known == TRACE:
             return ""
-        return (self._settings.get(known) if known is not None else None) or answers.FIXED.get(name)
+        return (self.settings.get(known) if known is not None else None) or answers.FIXED.get(name)
 
     # reading
 
@@ -399,19 +399,19 @@ class Session:
         silence: float | None = None
         if not self._frames.pending:
             self._half_since = None
-            if self._relay.connection is not None:
+            if self.relay.connection is not None:
                 silence = now + IDLE_TRANSACTION_SECONDS
         else:
             # Counted from its first byte, so that a message that trickles in is ended too.
             self._half_since = self._half_since or now
-            silence = self._half_since + self._config.idle_message_timeout
+            silence = self._half_since + self.config.idle_message_timeout
         while True:
             self._check_end()
-            left = (self._agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
+            left = (self.agent.not_after - dt.datetime.now(dt.UTC)).total_seconds()
             deadline = loop.time() + min(left, _LONGEST_WAIT)
             try:
                 async with asyncio.timeout_at(deadline if silence is None else min(deadline, silence)) as self._timeout:
-                    return await self._stream.receive()
+                    return await self.stream.receive()
             except TimeoutError:
                 if silence is not None and loop.time() >= silence:
                     raise self._silent() from None
@@ -423,14 +423,14 @@ class Session:
             return Refusal("WP-04", TEMPLATES["25P03"], sqlstate="25P03", fatal=True)
         return Refusal(
             "WP-04",
-            f"the rest of a message did not arrive within {self._config.idle_message_timeout:g} seconds",
+            f"the rest of a message did not arrive within {self.config.idle_message_timeout:g} seconds",
             sqlstate="08P01",
             fatal=True,
         )
 
     def drain(self) -> None:
         """End now if the session is idle, else after its transaction."""
-        self._services.draining.set()
+        self.services.draining.set()
         self.interrupt()
 
     def interrupt(self) -> None:
@@ -440,20 +440,20 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel the statement in flight, if there is one."""
-        (self._passthrough or self._relay).cancel()
+        (self._passthrough or self.relay).cancel()
 
     @property
     def _idle(self) -> bool:
         """Between units, outside of a transaction."""
         if self._passthrough is not None:
             return self._passthrough.idle
-        return self._status == "I" and not self._open
+        return self.status == "I" and not self._open
 
     def _check_end(self) -> None:
         """Raise the refusal that ends this session, if it has to end now."""
-        if dt.datetime.now(dt.UTC) >= self._agent.not_after:
+        if dt.datetime.now(dt.UTC) >= self.agent.not_after:
             raise Refusal("ID-06", "your certificate has expired", sqlstate="28000", fatal=True)
-        if self._services.draining.is_set() and self._idle:
+        if self.services.draining.is_set() and self._idle:
             raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
 
     # messages
@@ -486,7 +486,7 @@ class Session:
         await self._dispatch(message)
         if len(self._steps) > MAX_PENDING_STEPS or (self._steps and self._pending_bytes > MAX_PENDING_BYTES):
             await self._ahead()
-        if len(self._relay.out) > STREAM_BYTES and self._open:
+        if len(self.relay.out) > STREAM_BYTES and self._open:
             with contextlib.suppress(Refusal):
                 await self._give()
 
@@ -550,9 +550,9 @@ class Session:
 
     def _too_large(self, message: Oversized) -> Refusal:
         if message.discarded == Bind.kind:
-            limit, what = self._config.max_message_bytes, "parameters are"
+            limit, what = self.config.max_message_bytes, "parameters are"
         else:
-            limit, what = self._config.max_statement_bytes, "statement is"
+            limit, what = self.config.max_statement_bytes, "statement is"
         return Refusal(
             "WP-03",
             f"the {what} larger than the {limit} bytes that this proxy accepts",
@@ -563,8 +563,8 @@ class Session:
     # simple protocol
 
     async def _query(self, message: Query) -> None:
-        self._statements.pop("", None)
-        self._portals.pop("", None)
+        self.statements.pop("", None)
+        self.portals.pop("", None)
         text, chain = cut_comment(message.text)
         answer = self._driver_answer(text)
         if answer is not None:
@@ -573,7 +573,7 @@ class Session:
             self._answered(Portal(Statement(text, (), _local(None), chain, answer), _local(None)), answer.tag)
             await self._sync()
             return
-        all_prepared = await self._enforcement.prepare(self._agent, text, (), simple=True)
+        all_prepared = await self._enforcement.prepare(self.agent, text, (), simple=True)
         for prepared in all_prepared:
             statement = Statement(text, (), prepared, chain)
             self._refuse_in_failed_transaction(prepared.action)
@@ -594,7 +594,7 @@ class Session:
     # extended protocol
 
     async def _parse(self, message: Parse) -> None:
-        if message.name and message.name in self._statements:
+        if message.name and message.name in self.statements:
             raise Refusal("WP-01", f'prepared statement "{_plain(message.name)}" already exists', sqlstate="42P05")
         self._make_room(len(message.text))
         text, chain = cut_comment(message.text)
@@ -602,10 +602,10 @@ class Session:
         if answer is not None:
             statement = Statement(text, message.types, _local(SessionCommand("answer")), chain, answer)
         else:
-            (prepared,) = await self._enforcement.prepare(self._agent, text, message.types, simple=False)
+            (prepared,) = await self._enforcement.prepare(self.agent, text, message.types, simple=False)
             statement = Statement(text, message.types, prepared, chain)
         self._refuse_in_failed_transaction(statement.prepared.action)
-        undo = self._put(self._statements, message.name, statement)
+        undo = self._put(self.statements, message.name, statement)
         plan = statement.prepared.plan
         kind = Kind.LOCAL if plan is None else Kind.PARSE
         portal = Portal(statement, statement.prepared)
@@ -615,8 +615,8 @@ class Session:
         """Refuse a statement for which this session has no room."""
         self._statement_characters += characters
         if self._statement_characters > MAX_STATEMENT_CHARACTERS:
-            self._statement_characters = sum(len(each.text) for each in self._statements.values()) + characters
-        if len(self._statements) >= MAX_STATEMENTS or self._statement_characters > MAX_STATEMENT_CHARACTERS:
+            self._statement_characters = sum(len(each.text) for each in self.statements.values()) + characters
+        if len(self.statements) >= MAX_STATEMENTS or self._statement_characters > MAX_STATEMENT_CHARACTERS:
             raise Refusal(
                 "WP-03",
                 "this session has prepared more statements than the proxy keeps",
@@ -626,12 +626,12 @@ class Session:
 
     async def _bind(self, message: Bind) -> None:
         statement = self._statement(message.statement)
-        if message.portal and message.portal in self._portals:
+        if message.portal and message.portal in self.portals:
             raise Refusal("WP-01", f'portal "{_plain(message.portal)}" already exists', sqlstate="42P03")
         prepared = await self._current(statement)
         self._refuse_in_failed_transaction(prepared.action)
         portal = await self._bound(statement, prepared, message)
-        undo = self._put(self._portals, message.portal, portal)
+        undo = self._put(self.portals, message.portal, portal)
         if prepared.plan is None:
             self._step(Step(Kind.LOCAL, reply=BIND_COMPLETE, undo=undo))
         else:
@@ -643,7 +643,7 @@ class Session:
         """The statement under the policy and the catalogue of now.  Raises `Refusal`."""
         if not self._enforcement.is_current(statement.prepared):
             (statement.prepared,) = await self._enforcement.prepare(
-                self._agent, statement.text, statement.types, simple=False
+                self.agent, statement.text, statement.types, simple=False
             )
         return statement.prepared
 
@@ -664,11 +664,11 @@ class Session:
         )
         if prepared.plan is None:
             return portal
-        self._learn(prepared)
+        self.learn(prepared)
         values = prepared.constants if prepared.understood.is_template else message.values
         portal.values = _commitments(prepared.plan, values)
         began = time.perf_counter()
-        portal.wire = await self._enforcement.bind(self._agent, prepared, message.formats, message.values)
+        portal.wire = await self._enforcement.bind(self.agent, prepared, message.formats, message.values)
         portal.tokenize = time.perf_counter() - began
         portal.encoded = sum(portal.wire[1][slot.parameter] is not None for slot in prepared.plan.encode)
         if prepared.plan.swallow_rows:
@@ -726,24 +726,24 @@ class Session:
 
     async def _close(self, message: Close) -> None:
         if message.target == "S":
-            self._statements.pop(message.name, None)
+            self.statements.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
             return
-        portal = self._portals.pop(message.name, None)
+        portal = self.portals.pop(message.name, None)
         if portal is None or portal.prepared.plan is None:
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
         else:
             self._step(Step(Kind.CLOSE_PORTAL, portal=portal))
 
     def _statement(self, name: str) -> Statement:
-        statement = self._statements.get(name)
+        statement = self.statements.get(name)
         if statement is None:
             what = f'prepared statement "{_plain(name)}"' if name else "the unnamed prepared statement"
             raise Refusal("WP-01", f"{what} does not exist", sqlstate="26000")
         return statement
 
     def _portal(self, name: str) -> Portal:
-        portal = self._portals.get(name)
+        portal = self.portals.get(name)
         if portal is None:
             what = f'portal "{_plain(name)}"' if name else "the unnamed portal"
             raise Refusal("WP-01", f"{what} does not exist", sqlstate="34000")
@@ -774,7 +774,7 @@ class Session:
 
     def _check_room(self) -> None:
         """Refuse one execution more than a unit may hold.  Raises `Refusal` WP-03."""
-        if len(self._relay.runs) >= MAX_EXECUTIONS:
+        if len(self.relay.runs) >= MAX_EXECUTIONS:
             raise Refusal(
                 "WP-03",
                 f"more than {MAX_EXECUTIONS} executions before one Sync",
@@ -785,16 +785,16 @@ class Session:
     def _enter(self, portal: Portal) -> None:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
         self._check_room()
-        quotas, limits = self._services.quotas, portal.prepared.limits
+        quotas, limits = self.services.quotas, portal.prepared.limits
         if not self._entered:
             # A session runs one statement at a time, however many it has queued.
-            quotas.enter(self._agent.spiffe_id, limits)
+            quotas.enter(self.agent.spiffe_id, limits)
             self._entered = True
-        quotas.count(self._agent.spiffe_id, limits)
+        quotas.count(self.agent.spiffe_id, limits)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> None:
         run = Run(portal)
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
         step = Step(Kind.EXECUTE, plan=portal.prepared.plan, portal=portal, run=run, max_rows=max_rows)
         self._steps.append(step)
 
@@ -807,7 +807,7 @@ class Session:
         steps, self._steps = self._steps, []
         if not sync and all(step.kind is Kind.LOCAL for step in steps):
             for step in steps:
-                self._relay.out += step.reply
+                self.relay.out += step.reply
             return True
         begin = 0
         try:
@@ -823,29 +823,29 @@ class Session:
             raise
 
     async def _send(self, steps: list[Step], *, sync: bool) -> bool:
-        relay = self._relay
+        relay = self.relay
         if not steps and not sync:
             return True
         await self._keep_strict_intents(steps)
         await self._acquire()
-        if self._begin is not None:
-            steps = [*self._control(self._begin), *steps]
-            self._begin = None
+        if self.begun is not None:
+            steps = [*self._control(self.begun), *steps]
+            self.begun = None
         self._engaged = True
         failure = await relay.exchange(steps, sync=sync)
         if sync:
             self._engaged = False
-            self._status = relay.status
+            self.status = relay.status
         if failure is None:
             return True
         await self._failed_upstream(failure, sync=sync)
         return False
 
     async def _acquire(self) -> None:
-        if self._relay.connection is not None:
+        if self.relay.connection is not None:
             return
         try:
-            self._relay.connection = await self._pool.acquire(profile=self._settings.for_server())
+            self.relay.connection = await self._pool.acquire(profile=self.settings.for_server())
         except Refusal as refusal:
             if "22023" in (refusal.detail_for_audit or ""):
                 raise Refusal(
@@ -857,8 +857,8 @@ class Session:
             raise
 
     def _release(self) -> None:
-        connection, self._relay.connection = self._relay.connection, None
-        self._portals.clear()
+        connection, self.relay.connection = self.relay.connection, None
+        self.portals.clear()
         if connection is not None:
             self._pool.release(connection)
 
@@ -876,7 +876,7 @@ class Session:
         """A transaction command of the client's, which is sent as it is and whose tag the client sees."""
         plan = _own_plan(command.text)
         run = Run(portal)
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
         self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
         self._step(Step(Kind.EXECUTE, plan=plan, portal=portal, run=run))
 
@@ -888,15 +888,15 @@ class Session:
         if failure.refusal is not None and failure.refusal.decision_id is None:
             failure.refusal.decision_id = self._decision_of(failure.refusal)
             failure.fields = refusal_fields(failure.refusal)
-        self._relay.out += ErrorResponse(_clean(failure.fields)).encode()
+        self.relay.out += ErrorResponse(_clean(failure.fields)).encode()
         if self._state.state is state.State.EXTENDED:
             self._state.happened(state.Event.FAILED)
         if failure.refusal is not None and not failure.server_failed:
             # Upstream did not fail, so it is made to, if there is a transaction to fail.
-            self._poison = not sync or self._status == "T"
+            self._poison = not sync or self.status == "T"
 
     def _decision_of(self, refusal: Refusal) -> str | None:
-        for run in self._relay.runs:
+        for run in self.relay.runs:
             if run.refusal is refusal and run.portal.prepared.verdict is not None:
                 return run.portal.prepared.verdict.id
         return None
@@ -915,34 +915,34 @@ class Session:
         except Refusal as earlier:
             refusal = earlier
         self._failed = True
-        self._poison = self._relay.connection is not None
-        if self._status == "T" and self._relay.connection is None:
-            self._status = "E"
-        self._relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
+        self._poison = self.relay.connection is not None
+        if self.status == "T" and self.relay.connection is None:
+            self.status = "E"
+        self.relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
         if self._state.state is state.State.EXTENDED:
             self._state.happened(state.Event.FAILED)
 
     async def _lost(self, lost: UpstreamLost) -> None:
         """The upstream connection is gone: nobody knows what became of the writes of this unit."""
-        for run in self._relay.runs:
+        for run in self.relay.runs:
             if run.sqlstate == "" and run.refusal is None and not run.local:
                 run.status = "unknown" if _writes(run.portal.prepared) or run.portal.prepared.plan is None else "error"
                 run.sqlstate = "08006"
                 run.error = lost.detail_for_audit or ""
         self._steps.clear()
         self._engaged = self._poison = False
-        self._begin = None
+        self.begun = None
         self._release()
-        if self._status != "I":
-            self._status = "E"
+        if self.status != "I":
+            self.status = "E"
         if not self._failed:
             self._failed = True
-            self._relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
+            self.relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
             if self._state.state is state.State.EXTENDED:
                 self._state.happened(state.Event.FAILED)
 
     def _refuse_in_failed_transaction(self, action: str) -> None:
-        if self._status == "E" and action not in _EXIT:
+        if self.status == "E" and action not in _EXIT:
             raise Refusal("WP-01", TEMPLATES["25P02"], sqlstate="25P02", hint="Send ROLLBACK.")
 
     # the end of a unit
@@ -955,14 +955,14 @@ class Session:
         """
         light = (
             not self._engaged
-            and self._status == "I"
+            and self.status == "I"
             and all(step.kind in (Kind.PARSE, Kind.DESCRIBE_STATEMENT, Kind.LOCAL) for step in self._steps)
         )
         steps = [step for step in self._steps if step.kind is not Kind.LOCAL]
         if steps and light:
             await self._segment(sync=True)
-            await self._relay.settled()
-            if self._status == "I":
+            await self.relay.settled()
+            if self.status == "I":
                 self._release_connection()
         else:
             await self._segment(sync=False)
@@ -973,16 +973,16 @@ class Session:
 
     async def _give(self) -> None:
         """Send what is gathered before the unit has ended.  Raises `Refusal` if what ran cannot be recorded."""
-        relay = self._relay
+        relay = self.relay
         if not relay.out or self._stale:
             return
         for run in relay.runs:
             if not run.intent and not run.local:
                 await self._keep_intent(run)
         relay.streamed = True
-        self._stream.send(bytes(relay.out))
+        self.stream.send(bytes(relay.out))
         relay.out.clear()
-        await self._stream.drain()
+        await self.stream.drain()
 
     async def _sync(self) -> None:
         """End the unit: upstream first, then the records, then the client."""
@@ -994,39 +994,39 @@ class Session:
 
     async def _finish(self) -> None:
         """The unit's last part: poison where due, settle, record, answer, release."""
-        relay = self._relay
+        relay = self.relay
         self._steps.clear()
         try:
             if self._poison:
                 await relay.exchange([Step(Kind.POISON)], sync=True)
-                self._status, self._engaged, self._poison = relay.status, False, False
+                self.status, self._engaged, self._poison = relay.status, False, False
             elif self._engaged:
                 await relay.exchange([], sync=True)
-                self._status, self._engaged = relay.status, False
+                self.status, self._engaged = relay.status, False
             await relay.settled()
         except UpstreamLost as lost:
             await self._lost(lost)
         if self._stale:
             await self._run_again()
             return
-        if self._status == "I":
+        if self.status == "I":
             self._end_transaction()
         try:
             await self._keep_outcomes()
         except Refusal as refusal:
             await self._unrecorded(refusal)
         self._leave_quotas()
-        if self._status == "I":
-            self._begin = None
+        if self.status == "I":
+            self.begun = None
             self._release()
-        out = relay.out + ReadyForQuery(self._status).encode()  # type: ignore[arg-type]
+        out = relay.out + ReadyForQuery(self.status).encode()  # type: ignore[arg-type]
         self._reset_unit()
-        self._state.happened(state.READY[self._status])  # type: ignore[index]
-        self._stream.send(bytes(out))
-        await self._stream.drain()
+        self._state.happened(state.READY[self.status])  # type: ignore[index]
+        self.stream.send(bytes(out))
+        await self.stream.drain()
 
     def _reset_unit(self) -> None:
-        relay = self._relay
+        relay = self.relay
         relay.out = bytearray()
         relay.runs = []
         relay.streamed = False
@@ -1039,24 +1039,24 @@ class Session:
 
     def _leave_quotas(self) -> None:
         if self._entered:
-            self._services.quotas.leave(self._agent.spiffe_id)
+            self.services.quotas.leave(self.agent.spiffe_id)
             self._entered = False
 
     def _release_connection(self) -> None:
-        connection, self._relay.connection = self._relay.connection, None
+        connection, self.relay.connection = self.relay.connection, None
         if connection is not None:
             self._pool.release(connection)
 
     async def _unrecorded(self, refusal: Refusal) -> None:
         """The outcome cannot be kept, so the client does not get it (AU-01)."""
-        relay = self._relay
+        relay = self.relay
         if not relay.streamed:
             relay.out.clear()
         relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
-        if self._status == "T" and relay.connection is not None:
+        if self.status == "T" and relay.connection is not None:
             try:
                 await relay.exchange([Step(Kind.POISON)], sync=True)
-                self._status = relay.status
+                self.status = relay.status
             except UpstreamLost as lost:
                 self._failed = True
                 await self._lost(lost)
@@ -1067,15 +1067,15 @@ class Session:
         """Whether the whole unit can run once more: nothing of it is visible to anybody yet."""
         return (
             not self._retried
-            and not self._relay.streamed
+            and not self.relay.streamed
             and self._repeatable
-            and self._status == "I"
-            and self._begin is None
+            and self.status == "I"
+            and self.begun is None
         )
 
     async def _run_again(self) -> None:
         """Refresh the catalogue and run the unit once more, under new plans."""
-        relay = self._relay
+        relay = self.relay
         for undo in reversed(self._undo):
             undo()
         if relay.connection is not None:
@@ -1085,7 +1085,7 @@ class Session:
         self._leave_quotas()
         self._reset_unit()
         self._retried = True
-        await self._services.refresh(self._agent.database)
+        await self.services.refresh(self.agent.database)
         self._state.state = state.State.IDLE
         for kind, payload in unit:
             self._begin_unit(kind, payload)
@@ -1100,7 +1100,7 @@ class Session:
     async def _command(self, command: SessionCommand, portal: Portal) -> None:
         self._check_room()
         await self._obey(command, portal)
-        queued = self._relay.runs and self._relay.runs[-1].portal is portal
+        queued = self.relay.runs and self.relay.runs[-1].portal is portal
         if not self._failed and not queued:
             self._answered(portal, _TAGS.get(command.kind, command.kind.upper()))
 
@@ -1108,7 +1108,7 @@ class Session:
         """Note a statement that the proxy answered by itself: it has an event too."""
         run = Run(portal)
         run.tag, run.local = tag, True
-        self._relay.runs.append(run)
+        self.relay.runs.append(run)
 
     async def _obey(self, command: SessionCommand, portal: Portal) -> None:
         kind = command.kind
@@ -1152,14 +1152,14 @@ class Session:
                 if self._in_transaction:
                     raise Refusal("ST-05", "DISCARD ALL cannot run inside a transaction", sqlstate="25001")
                 await self._reset_all()
-                self._statements.clear()
+                self.statements.clear()
             tag = f"DISCARD {command.name.upper()}"
         elif kind == "deallocate":
             if command.name:
                 self._statement(command.name)
-                del self._statements[command.name]
+                del self.statements[command.name]
             else:
-                self._statements.clear()
+                self.statements.clear()
             tag = "DEALLOCATE" if command.name else "DEALLOCATE ALL"
         elif kind == "close_all":
             tag = "CLOSE CURSOR ALL"
@@ -1172,7 +1172,7 @@ class Session:
     @property
     def _in_transaction(self) -> bool:
         """In a transaction block, or in a unit of which upstream has already begun a part."""
-        return self._status != "I" or self._engaged
+        return self.status != "I" or self._engaged
 
     async def _transaction(self, command: SessionCommand, portal: Portal) -> None:
         kind = command.kind
@@ -1180,37 +1180,37 @@ class Session:
         if any(step.kind is not Kind.LOCAL for step in self._steps) and not await self._segment(sync=False):
             return
         if kind == "begin":
-            if self._status == "T":
+            if self.status == "T":
                 self._warn("25001", "there is already a transaction in progress")
                 self._say(tag)
                 return
-            if self._services.draining.is_set():
+            if self.services.draining.is_set():
                 raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01")
-            self._before = self._settings
+            self._before = self.settings
             self._isolation = _isolation(command.text)
             if self._engaged:
                 self._queue_control(command, portal)
             else:
-                self._begin, self._status = command.text, "T"
+                self.begun, self.status = command.text, "T"
                 self._say(tag)
             return
-        if self._status == "I" and not self._engaged:
+        if self.status == "I" and not self._engaged:
             if kind not in _LAZY_SAFE:
                 raise Refusal("WP-01", f"{_TAGS[kind]} can only be used in transaction blocks", sqlstate="25P01")
             self._warn("25P01", "there is no transaction in progress")
             self._say(tag)
             return
-        if self._relay.connection is None and not (self._status == "T" and kind not in _LAZY_SAFE):
+        if self.relay.connection is None and not (self.status == "T" and kind not in _LAZY_SAFE):
             # Nothing of this transaction has been sent.
             if kind in _LAZY_SAFE:
-                failed = self._status == "E"
+                failed = self.status == "E"
                 if kind == "rollback" or failed:
                     self._roll_back_settings()
-                self._begin, self._status = None, "I"
+                self.begun, self.status = None, "I"
                 self._say(CommandComplete("ROLLBACK" if kind == "rollback" or failed else "COMMIT").encode())
                 return
             raise Refusal("WP-01", TEMPLATES["3B001"], sqlstate="3B001")
-        if kind in _LAZY_SAFE and (kind == "rollback" or self._status == "E"):
+        if kind in _LAZY_SAFE and (kind == "rollback" or self.status == "E"):
             self._roll_back_settings()
         self._queue_control(command, portal)
 
@@ -1219,8 +1219,8 @@ class Session:
         self._isolation = ""
 
     def _roll_back_settings(self) -> None:
-        if self._before is not None and self._before != self._settings:
-            old, self._settings = self._settings, self._before
+        if self._before is not None and self._before != self.settings:
+            old, self.settings = self.settings, self._before
             self._report(old)
 
     def _warn(self, code: str, text: str) -> None:
@@ -1238,7 +1238,7 @@ class Session:
                 raise Refusal("ID-04", "use SET TRANSACTION instead", sqlstate="0A000")
             refuse_setting(name)
         if known == TRACE:
-            self._chain = parse_trace(value or "", "setting")
+            self.chain = parse_trace(value or "", "setting")
             return
         wanted = self._initial.get(known) if value is None else check(known, value)
         if local:
@@ -1247,8 +1247,8 @@ class Session:
                 return
             await self._set_upstream(known, wanted or "", local=True)
             return
-        old, self._settings = self._settings, self._settings.with_value(known, wanted)
-        if self._settings.for_server() != old.for_server() and self._relay.connection is not None:
+        old, self.settings = self.settings, self.settings.with_value(known, wanted)
+        if self.settings.for_server() != old.for_server() and self.relay.connection is not None:
             await self._set_upstream(known, wanted or "", local=False)
         self._report(old)
 
@@ -1257,7 +1257,7 @@ class Session:
         if name in ("application_name", "client_encoding"):
             return
         await self._acquire()
-        connection = self._relay.connection
+        connection = self.relay.connection
         if connection is not None:
             connection.unpin(name)
         wire = ((0, 0, 0), (name.encode(), value.encode(), b"t" if local else b"f"))
@@ -1266,17 +1266,17 @@ class Session:
         self._step(Step(Kind.EXECUTE, plan=_SET_CONFIG, portal=portal, visible=False))
 
     async def _reset_all(self) -> None:
-        for name, _ in (*self._settings.values, *self._initial.values):
+        for name, _ in (*self.settings.values, *self._initial.values):
             await self._set(name, None, local=False)
 
     def _report(self, old: Settings) -> None:
         """Tell the client of reported settings that changed."""
         for name in answers.REPORTED:
-            value = self._settings.get(name)
+            value = self.settings.get(name)
             if value is not None and value != old.get(name):
                 self._say(ParameterStatus(name, value).encode())
         name = "default_transaction_read_only"
-        if (self._settings.get(name) or "off") != (old.get(name) or "off") and self._settings.get(name) is None:
+        if (self.settings.get(name) or "off") != (old.get(name) or "off") and self.settings.get(name) is None:
             self._say(ParameterStatus(name, "off").encode())
 
     def _show(self, name: str) -> Answer:
@@ -1303,14 +1303,14 @@ class Session:
             text,
             {
                 "server_version": self._shown("server_version") or "",
-                "database": self._agent.database,
+                "database": self.agent.database,
                 "session_authorization": self._shown("session_authorization") or "",
             },
         )
 
     # what errors may name
 
-    def _learn(self, prepared: Prepared) -> None:
+    def learn(self, prepared: Prepared) -> None:
         operation = prepared.understood.operation
         if operation is None:
             return
@@ -1318,7 +1318,7 @@ class Session:
             columns = self._known.setdefault((use.schema, use.name), set())
             columns.update(use.columns, use.predicates)
 
-    def _permitted(self, schema: str, relation: str, column: str) -> bool:
+    def permitted(self, schema: str, relation: str, column: str) -> bool:
         """An error may name what a permitted statement of this session has named before."""
         columns = self._known.get((schema, relation))
         return columns is not None and (not column or column in columns)
@@ -1331,43 +1331,43 @@ class Session:
             time=timestamp(when),
             kind=kind,
             name=name,
-            worker=self._services.worker,
+            worker=self.services.worker,
             sequence=0,
             level=level,
-            spiffe_id=self._agent.spiffe_id,
-            certificate_serial=self._agent.serial,
-            certificate_sha256=self._agent.cert_sha256,
+            spiffe_id=self.agent.spiffe_id,
+            certificate_serial=self.agent.serial,
+            certificate_sha256=self.agent.cert_sha256,
             session=self._id,
             client=self._peer,
             protocol="postgres",
-            database=self._agent.database,
-            application=self._settings.get("application_name") or "",
+            database=self.agent.database,
+            application=self.settings.get("application_name") or "",
             **more,
         )
 
     def _level(self, prepared: Prepared) -> Level:
-        return self._services.recorder.level(writes=_writes(prepared))
+        return self.services.recorder.level(writes=_writes(prepared))
 
     async def _keep_strict_intents(self, steps: Sequence[Step]) -> None:
         """Level strict: the intent is on disk before the statement is forwarded."""
-        self._services.recorder.check()
+        self.services.recorder.check()
         for step in steps:
             if step.run is not None and not step.run.intent and self._level(step.run.portal.prepared) == "strict":
                 await self._keep_intent(step.run)
 
     async def _keep_intent(self, run: Run) -> None:
-        event = self._statement_event(run, intent=True)
-        await self._services.recorder.keep(event)
+        event = self.statement_event(run, intent=True)
+        await self.services.recorder.keep(event)
         run.intent = event.id
 
     async def _keep_outcomes(self) -> None:
         """Keep the final event of every execution of this unit, all in one group."""
-        runs = self._relay.runs
+        runs = self.relay.runs
         if not runs:
             return
         began = time.perf_counter()
-        events = [self._statement_event(run) for run in runs]
-        keep = self._services.recorder.keep
+        events = [self.statement_event(run) for run in runs]
+        keep = self.services.recorder.keep
         if len(events) == 1:
             await keep(events[0])
         else:
@@ -1378,9 +1378,9 @@ class Session:
         for run, event in zip(runs, events, strict=True):
             stages = {**event.stages, "audit": elapsed}
             stages["total"] = stages.get("total", 0) + elapsed
-            self._services.metrics.observe(msgspec.structs.replace(event, stages=stages), run.portal.prepared.action)
+            self.services.metrics.observe(msgspec.structs.replace(event, stages=stages), run.portal.prepared.action)
 
-    def _statement_event(self, run: Run, *, intent: bool = False) -> Event:
+    def statement_event(self, run: Run, *, intent: bool = False) -> Event:
         portal = run.portal
         prepared = portal.prepared
         plan, verdict, understood = prepared.plan, prepared.verdict, prepared.understood
@@ -1420,7 +1420,7 @@ class Session:
             "statement",
             self._level(prepared) if plan is not None else "process",
             run.began,
-            chain=portal.statement.chain or self._chain,
+            chain=portal.statement.chain or self.chain,
             template=shown,
             template_sha256=_sha256(shown),
             statement_bytes=len(portal.statement.text.encode()),
@@ -1452,10 +1452,10 @@ class Session:
         event = self._event(
             "statement" if name == "statement" else "session",
             name,
-            self._services.recorder.level(writes=False),
+            self.services.recorder.level(writes=False),
             when,
             id=identifier,
-            chain=chain or self._chain,
+            chain=chain or self.chain,
             template=refusal.template or "",
             template_sha256=_sha256(refusal.template or ""),
             statement_bytes=len(stripped.encode(errors="replace")),
@@ -1469,8 +1469,8 @@ class Session:
             outcome=Outcome("denied", sqlstate=refusal.sqlstate, error=refusal.detail_for_audit or ""),
             **more,
         )
-        await self._services.recorder.keep(event)
-        self._services.metrics.observe(event)
+        await self.services.recorder.keep(event)
+        self.services.metrics.observe(event)
 
 
 # small things
