@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from grille.policies.decision import Decision
+from grille.policies.decision import Decision, Limits
 
 MAX_ANSWER = 1 << 20
 """Bytes; a longer answer is refused."""
@@ -42,6 +42,19 @@ def decode(raw: bytes) -> Decision:
         return _decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise DecisionError(str(error)) from None
+
+
+def not_with_passthrough(decision: Decision) -> str | None:
+    """The first obligation of a passthrough decision that nobody would keep, in words, or None."""
+    if decision.filters:
+        return "row filters"
+    if decision.columns:
+        return "columns"
+    if decision.limits != Limits():
+        return "limits"
+    if decision.isolated:
+        return "an isolated connection"
+    return None
 
 
 def obligations_not_enforced(decision: Decision) -> str | None:

@@ -36,7 +36,8 @@ class Operation(msgspec.Struct, frozen=True):
     """What one statement does: its action, the relations it touches, the functions it calls."""
 
     action: str
-    """``select``, ``insert``, ``update``, ``delete``; session statements never reach the policy."""
+    """``select``, ``insert``, ``update``, ``delete``; ``connect`` for a session as a whole.  Session statements
+    never reach the policy."""
     relations: tuple[RelationUse, ...] = ()
     """Sorted and without duplicates."""
     functions: tuple[str, ...] = ()

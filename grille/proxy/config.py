@@ -115,6 +115,9 @@ class Database(_Section, frozen=True, kw_only=True):
     """How often the catalogue is looked at for DDL."""
     functions: tuple[str, ...] = ()
     """Routines outside pg_catalog that agents may call: ``schema.name(type,type)``."""
+    passthrough: bool = False
+    """Let the policy give agents sessions that are carried unchanged: no row filter, mask or limit applies to them, and
+    all that the role may do, they may.  Each holds one connection of the pool for its whole life."""
 
 
 class Transformation(_Section, frozen=True, kw_only=True):

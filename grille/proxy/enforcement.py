@@ -30,7 +30,13 @@ from grille.policies.decision import (
     Filter,
     Limits,
 )
-from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavailable, obligations_not_enforced
+from grille.policies.pdp import (
+    DecisionError,
+    PolicyDecisionPoint,
+    PolicyUnavailable,
+    not_with_passthrough,
+    obligations_not_enforced,
+)
 from grille.protocols.operation import Operation
 from grille.protocols.postgres import lexer
 from grille.protocols.postgres.analysis import Analysis, Sensitive, unavailable_relation
@@ -74,6 +80,9 @@ READY_ENTRIES = 100_000
 READY_SECONDS = 3600.0
 """How long a session command is remembered."""
 _QUOTE = ord("'")
+
+CONNECT = Operation("connect")
+"""What the policy is asked about a session as a whole."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -262,6 +271,7 @@ class Enforcement:
         provider: TokenProvider,
         sensitive: Mapping[str, Sensitive],
         functions: Sequence[str] = (),
+        passthrough: bool = False,
         max_statement: int = 65_536,
         decision_entries: int = 100_000,
     ) -> None:
@@ -274,6 +284,7 @@ class Enforcement:
             relation, _, column = key.rpartition(".")
             self._by_relation.setdefault(relation, {})[column] = value
         self._functions = tuple(functions)
+        self._passthrough = passthrough
         self._max_statement = max_statement
         self._epoch = ""
         self._resolver: Resolver | None = None
@@ -530,6 +541,80 @@ class Enforcement:
                 and self.plans.get(self._plan_key(prepared.understood, verdict)) is prepared.plan
             )
         )
+
+    # Whole sessions
+
+    def connect(self, agent: Agent) -> Verdict | None:
+        """The decision that makes an agent's session passthrough, or None: its session is governed.
+
+        An engine that does not answer this question makes a governed session too, where every statement is decided.
+        Raises a fatal `Refusal`: AC-08 without the configuration's consent, AC-05 for an obligation that could not be
+        met, AC-04 outside the decision's dates.
+        """
+        pdp = self._pdp()
+        try:
+            decision = pdp.decide(msgspec.json.encode(policy_input(agent, CONNECT)))
+        except (PolicyUnavailable, DecisionError):
+            return None
+        if not (decision.allow and decision.passthrough):
+            return None
+        verdict = Verdict(
+            id=str(uuid.uuid4()),
+            decision=decision,
+            revision=pdp.revision,
+            terms=Terms({}, decision.locks),
+            skeleton=b"",
+            values=(),
+            filters_hash="",
+            expires=0.0,
+        )
+        obligation = not_with_passthrough(decision)
+        refusal: Refusal | None = None
+        if obligation is not None:
+            refusal = Refusal(
+                "AC-05",
+                f"The policy asks for passthrough and for {obligation}, which exclude each other.",
+                hint="Tell the owner of this agent's policy.",
+                fatal=True,
+            )
+        elif not self._passthrough:
+            refusal = Refusal(
+                "AC-08",
+                "The policy asks for a passthrough session, and the configuration of this proxy allows none here.",
+                hint="Tell the operator of this proxy, and the owner of this agent's policy.",
+                fatal=True,
+            )
+        if refusal is not None:
+            raise _identified(refusal, verdict)
+        self._check_dates(verdict)
+        return verdict
+
+    def still_passthrough(self, agent: Agent, verdict: Verdict) -> Verdict:
+        """The decision under which a passthrough session goes on.  Raises a fatal `Refusal` 57P01 if it must end."""
+        try:
+            if verdict.revision == self._pdp().revision:
+                self._check_dates(verdict)
+                return verdict
+            again = self.connect(agent)
+        except Refusal as refusal:
+            refusal.sqlstate = "57P01"
+            raise
+        if again is None:
+            raise Refusal(
+                "AC-08",
+                "The policy has changed, and this session is not passthrough any more.",
+                sqlstate="57P01",
+                hint="Connect again: your statements will be decided one by one.",
+                fatal=True,
+            )
+        return again
+
+    def _check_dates(self, verdict: Verdict) -> None:
+        try:
+            self.still_valid(verdict)
+        except Refusal as refusal:
+            refusal.fatal = True
+            raise
 
     # Understanding
 

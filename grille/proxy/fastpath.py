@@ -1214,9 +1214,9 @@ class Lane:
             self._own(unit, session.relay.connection)
             return
 
-        def lent(connection: UpstreamConnection | None, refusal: Refusal | None) -> None:
+        def lent(connection: UpstreamConnection | None, error: Exception | None) -> None:
             if connection is None:
-                self._refuse(unit, refusal or UpstreamLost("no connection"))
+                self._refuse(unit, error if isinstance(error, Refusal) else UpstreamLost(type(error).__name__))
             elif self._closed:
                 self._pool.release(connection)
                 self._refuse(unit, UpstreamLost("the client has left"))

@@ -211,7 +211,7 @@ class Worker:
             case Ask(number) if self.local is not None:
                 self.local.send(NODE, Report(number, self.number, self.reasons(), self.metrics.snapshot()))
             case Cancel(process_id, secret) if self._services is not None:
-                self._services.cancels.cancel(process_id, secret)
+                self._services.cancels.cancel(process_id, secret, forwarded=True)
             case Drain(seconds):
                 self.begin_drain(seconds)
             case Reload():
@@ -292,9 +292,11 @@ class Worker:
             for column in config.columns
         }
 
-        def forward(worker: int, number: int, secret: bytes) -> None:
-            if self.local is not None and worker < self._workers:
-                self.local.send(worker_name(worker), Cancel(number, secret))
+        def forward(worker: int | None, number: int, secret: bytes) -> None:
+            others = [other for other in range(self._workers) if other != self.number]
+            for other in others if worker is None else [worker]:
+                if self.local is not None and other in others:
+                    self.local.send(worker_name(other), Cancel(number, secret))
 
         return Services(
             config=config,
@@ -307,6 +309,7 @@ class Worker:
                     provider=self._provider,
                     sensitive=sensitive,
                     functions=database.functions,
+                    passthrough=database.passthrough,
                     max_statement=config.listener.max_statement_bytes,
                     decision_entries=config.policy.cache_entries,
                 )

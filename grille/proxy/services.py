@@ -21,7 +21,9 @@ from grille.proxy.recorder import Recorder
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import UpstreamPool
 
-_WORKER_BITS: Final = 24
+_OWN_NUMBER: Final = 1 << 30
+"""Set in every number that Grille makes up; process ids of servers are smaller."""
+_WORKER_BITS: Final = 23
 
 
 class Cancellable(Protocol):
@@ -35,41 +37,50 @@ class CancelTable:
     """Which session a cancel key belongs to.
 
     The number that a client gets as its process id is unique on the node and carries the worker, so a request that
-    another worker has accepted can be ``forward``-ed (worker, number, secret).
+    another worker has accepted can be ``forward``-ed (worker, number, secret).  A passthrough session shows the process
+    id of its backend instead.  That says nothing of the worker, so all others are asked (worker None); and backends of
+    two servers may have the same, so the secret alone decides.
     """
 
-    def __init__(self, worker: int, forward: Callable[[int, int, bytes], None] | None = None) -> None:
-        self._worker = worker
+    def __init__(self, worker: int, forward: Callable[[int | None, int, bytes], None] | None = None) -> None:
+        self._worker = worker & 0x7F
         self._forward = forward
         self._numbers = itertools.count(1)
-        self._entries: dict[int, tuple[bytes, Cancellable]] = {}
+        self._entries: dict[int, list[tuple[bytes, Cancellable]]] = {}
 
-    def add(self, session: Cancellable, secret_bytes: int) -> BackendKeyData:
-        """A new key for this session."""
-        while True:
-            number = (self._worker & 0x7F) << _WORKER_BITS | next(self._numbers) & 0xFF_FFFF
-            if number not in self._entries and number:
-                break
+    def add(self, session: Cancellable, secret_bytes: int, *, process_id: int | None = None) -> BackendKeyData:
+        """A new key for this session, with a number of Grille's own or the ``process_id`` of its backend."""
+        number = process_id
+        while number is None:
+            number = _OWN_NUMBER | self._worker << _WORKER_BITS | next(self._numbers) & 0x7F_FFFF
+            if number in self._entries:
+                number = None
         secret = secrets.token_bytes(secret_bytes)
-        self._entries[number] = (secret, session)
+        self._entries.setdefault(number, []).append((secret, session))
         return BackendKeyData(number, secret)
 
-    def remove(self, number: int) -> None:
+    def remove(self, key: BackendKeyData) -> None:
         """Forget a key."""
-        self._entries.pop(number, None)
+        left = [entry for entry in self._entries.pop(key.process_id, ()) if entry[0] != key.secret]
+        if left:
+            self._entries[key.process_id] = left
 
-    def cancel(self, number: int, secret: bytes) -> bool:
-        """Cancel what the owner of this key runs.  False if there is no such key here; nobody else learns that."""
-        worker = number >> _WORKER_BITS
-        if worker != self._worker & 0x7F:
-            if self._forward is not None and 0 <= worker < 0x80:
-                self._forward(worker, number, secret)
-            return False
-        known, session = self._entries.get(number, (b"", None))
-        if not hmac.compare_digest(known, secret) or session is None:
-            return False
-        session.cancel()
-        return True
+    def cancel(self, number: int, secret: bytes, *, forwarded: bool = False) -> bool:
+        """Cancel what the owner of this key runs.  False if there is no such key here; nobody else learns that.
+
+        ``forwarded``: another worker has sent it here, so it goes no further.
+        """
+        found: Cancellable | None = None
+        for known, session in self._entries.get(number, ()):
+            if hmac.compare_digest(known, secret):
+                found = session
+        if found is not None:
+            found.cancel()
+            return True
+        worker = number >> _WORKER_BITS & 0x7F if number & _OWN_NUMBER else None
+        if self._forward is not None and not forwarded and number > 0 and worker != self._worker:
+            self._forward(worker, number, secret)
+        return False
 
 
 class Quotas:

@@ -65,12 +65,13 @@ from grille.protocols.postgres.messages import (
 )
 from grille.protocols.postgres.rewrite import Plan
 from grille.protocols.postgres.statement import SessionCommand
-from grille.proxy import answers
+from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
 from grille.proxy.enforcement import Prepared, Understood, event_verdict, relations_of, type_name
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
+from grille.proxy.passthrough import Passthrough, PrivateConnection, ServerRefused
 from grille.proxy.relay import (
     STREAM_BYTES,
     ClientGone,
@@ -89,7 +90,9 @@ from grille.proxy.startup import (
     PROTOCOL_3_2,
     TRACE,
     Settings,
+    Startup,
     accept,
+    accept_passthrough,
     canonical_session_name,
     check,
     cut_comment,
@@ -165,6 +168,8 @@ class Session:
         self._half_since: float | None = None
         """When the first byte came of a message that is not whole yet."""
         self._ending = False
+        self._passthrough: Passthrough | None = None
+        """What carries the session instead, if nothing of it is governed."""
         # the transaction
         self.status = "I"
         self.begun: str | None = None
@@ -210,7 +215,9 @@ class Session:
         watch = asyncio.create_task(self._watch())
         try:
             connected = await self._startup()
-            if connected:
+            if connected and self._passthrough is not None:
+                await self._passthrough.run(self._serve)
+            elif connected:
                 await self._serve()
         except Refusal as refusal:
             await self._close_with(refusal)
@@ -228,7 +235,7 @@ class Session:
             watch.cancel()
             self.services.metrics.sessions.dec()
             if self._key is not None:
-                self.services.cancels.remove(self._key.process_id)
+                self.services.cancels.remove(self._key)
             await self._abandon()
             self.stream.close()
             if connected:
@@ -237,10 +244,12 @@ class Session:
     async def _watch(self) -> None:
         """Cancel what runs when the client's connection goes away."""
         await self.stream.wait_closed()
-        self.relay.cancel()
+        self.cancel()
 
     async def _abandon(self) -> None:
         """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
+        if self._passthrough is not None:
+            await self._passthrough.abandon()
         self._leave_quotas()
         if self._lane is not None:
             self._lane.close()
@@ -263,9 +272,9 @@ class Session:
             await self._record_refusal(refusal, "", name="refused")
         self.stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
-    async def _note(self, name: str) -> None:
+    async def _note(self, name: str, **more: Any) -> None:
         level = self.services.recorder.level(writes=False) if name == "connect" else "process"
-        event = self._event("session", name, level, time.time())
+        event = self._event("session", name, level, time.time(), **more)
         if name == "connect":
             await self.services.recorder.keep(event)
         else:
@@ -294,27 +303,72 @@ class Session:
             return False
         if not isinstance(first, StartupMessage):
             raise ProtocolViolation("a startup message was expected")
-        startup = accept(first.major << 16 | first.minor, first.parameters)
-        self.settings = self._initial = startup.settings
-        self.chain = startup.chain
-        self._check_end()
-        await self._note("connect")
+        version = first.major << 16 | first.minor
+        verdict = self._enforcement.connect(self.agent)
+        reported: dict[str, str] = {}
+        process_id: int | None = None
+        if verdict is not None:
+            startup, given = accept_passthrough(version, first.parameters)
+            self._begin_session(startup)
+            connection = await self._pass_through(verdict, given)
+            if connection is None:
+                return False
+            reported, process_id = connection.parameters, connection.process_id
+        else:
+            startup = accept(version, first.parameters)
+            self._begin_session(startup)
+            await self._note("connect")
+            reported = {name: self._shown(name) or "" for name in answers.REPORTED}
         out = bytearray()
         if startup.negotiate is not None:
             out += NegotiateProtocolVersion(startup.version, startup.negotiate).encode()
         out += AUTHENTICATION_OK
-        for name in answers.REPORTED:
-            out += ParameterStatus(name, self._shown(name) or "").encode()
-        self._key = self.services.cancels.add(self, 32 if startup.version >= PROTOCOL_3_2 else 4)
+        for name, value in reported.items():
+            out += ParameterStatus(name, value).encode()
+        secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
+        self._key = self.services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()
         out += ReadyForQuery("I").encode()
         self.stream.send(bytes(out))
         self._state.happened(state.Event.READY_IDLE)
         self.services.metrics.sessions_total.inc()
         self._frames.feed(self._startup_frames.take_rest())
-        if self.agent.database in self.services.pipes:
+        if self._passthrough is None and self.agent.database in self.services.pipes:
             self._lane = Lane(self)
         return True
+
+    def _begin_session(self, startup: Startup) -> None:
+        self.settings = self._initial = startup.settings
+        self.chain = startup.chain
+        self._check_end()
+
+    async def _pass_through(self, verdict: enforcement.Verdict, given: dict[str, str]) -> PrivateConnection | None:
+        """Hand this session over; None, and the client is told, if the server does not accept its settings."""
+        try:
+            connection = await self._pool.acquire_private(PrivateConnection, tuple(given.items()))
+        except ServerRefused as error:
+            refusal = Refusal("ID-04", "the database refused a setting of the startup message", fatal=True)
+            refusal.detail_for_audit = str(error)
+            await self._record_refusal(refusal, "", name="refused")
+            self.stream.send(ErrorResponse(error.fields).encode())
+            return None
+        self._passthrough = Passthrough(
+            stream=self.stream,
+            frames=self._frames,
+            client=self._state,
+            connection=connection,
+            agent=self.agent,
+            services=self.services,
+            verdict=verdict,
+            chain=self.chain,
+            event=self._event,
+            refused=self._record_refusal,
+            check_end=self._check_end,
+        )
+        decision = verdict.decision
+        why = Verdict(verdict.id, True, decision.control, decision.reason, verdict.revision)
+        await self._note("connect", verdict=why)
+        return connection
 
     def _shown(self, name: str) -> str | None:
         """What SHOW answers; None for a setting that the proxy does not know."""
@@ -351,6 +405,8 @@ class Session:
                 # A client that sends no Sync before it has read the error must get the error now.
                 with contextlib.suppress(Refusal):
                     await self._give()
+            if self._passthrough is not None:
+                await self._passthrough.forward()
             data = await self._read()
             if not data:
                 return
@@ -419,13 +475,15 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel the statement in flight, if there is one."""
-        self.relay.cancel()
+        (self._passthrough or self.relay).cancel()
         if self._lane is not None:
             self._lane.cancel()
 
     @property
     def _idle(self) -> bool:
         """Between units, outside of a transaction."""
+        if self._passthrough is not None:
+            return self._passthrough.idle
         return self.status == "I" and not self._open and not (self._lane is not None and self._lane.busy)
 
     # what the fast path uses
@@ -503,6 +561,9 @@ class Session:
     # messages
 
     async def _message(self, kind: int, payload: bytes) -> None:
+        if self._passthrough is not None:
+            await self._passthrough.message(kind, payload)
+            return
         if self._state.state is state.State.SKIPPING and kind not in (Sync.kind, Terminate.kind):
             if kind not in _SKIPPED:
                 self._state.receive(decode_frontend(kind, payload))

@@ -111,6 +111,52 @@ def accept(version: int, parameters: Mapping[str, str]) -> Startup:
     Raises `Refusal` (fatal): 0A000 for another protocol, 42501 for a setting that is not allowed, 22023 for a bad
     value.
     """
+    wanted, unknown = _wanted(version, parameters)
+    settings = Settings()
+    chain = Chain()
+    try:
+        for name, value in wanted:
+            known = canonical_name(name)
+            if known is None:
+                refuse_setting(name)
+            if known == TRACE:
+                chain = parse_trace(value, "startup")
+            else:
+                settings = settings.with_value(known, check(known, value))
+    except Refusal as refusal:
+        refusal.fatal = True
+        raise
+    return _started(version, settings, chain, unknown)
+
+
+def accept_passthrough(version: int, parameters: Mapping[str, str]) -> tuple[Startup, dict[str, str]]:
+    """Check the startup message of a passthrough session, whose client may change any setting anyway.
+
+    The second value is what the server is to be given, in order: settings only, never user, database or replication,
+    and ``options`` taken apart.  Raises `Refusal` (fatal) as `accept`, but for settings.
+    """
+    wanted, unknown = _wanted(version, parameters)
+    settings = Settings()
+    chain = Chain()
+    given: dict[str, str] = {}
+    try:
+        for name, value in wanted:
+            known = canonical_name(name)
+            if known == TRACE:
+                chain = parse_trace(value, "startup")
+                continue
+            if known == "application_name":
+                settings = settings.with_value(known, check(known, value))
+            given.pop(name, None)
+            given[name] = value
+    except Refusal as refusal:
+        refusal.fatal = True
+        raise
+    return _started(version, settings, chain, unknown), given
+
+
+def _wanted(version: int, parameters: Mapping[str, str]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """The settings that a startup message asks for, and the protocol options that it names."""
     if version >> 16 != 3:
         raise Refusal(
             "WP-02",
@@ -132,20 +178,10 @@ def accept(version: int, parameters: Mapping[str, str]) -> Startup:
                 )
         else:
             wanted.append((name, value))
-    settings = Settings()
-    chain = Chain()
-    try:
-        for name, value in wanted:
-            known = canonical_name(name)
-            if known is None:
-                refuse_setting(name)
-            if known == TRACE:
-                chain = parse_trace(value, "startup")
-            else:
-                settings = settings.with_value(known, check(known, value))
-    except Refusal as refusal:
-        refusal.fatal = True
-        raise
+    return wanted, unknown
+
+
+def _started(version: int, settings: Settings, chain: Chain, unknown: tuple[str, ...]) -> Startup:
     return Startup(
         version=min(version, PROTOCOL_3_2) if version & 0xFFFF >= 2 else PROTOCOL_3_0,
         settings=settings,

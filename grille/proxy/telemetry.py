@@ -94,7 +94,7 @@ class _Statements(Collector):
             decisions.add_metric(("true" if allow else "false", control), count)
         yield decisions
         stages = HistogramMetricFamily("grille_stage_seconds", "Time of a statement by stage.", labels=("stage",))
-        bounds = [floatToGoString(bound / 1e6) for bound in _BUCKETS] + ["+Inf"]
+        bounds = [floatToGoString(bound / 1e6) for bound in _BUCKETS] + ["+Inf"]  # type: ignore[no-untyped-call]
         for stage, counts in self._buckets.items():
             cumulated = list(itertools.accumulate(counts))
             stages.add_metric((stage,), list(zip(bounds, cumulated, strict=True)), self._sums[stage] / 1e6)

@@ -13,7 +13,7 @@ import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -60,6 +60,7 @@ _CANCEL_PATIENCE: Final = 0.5
 if TYPE_CHECKING:
     from grille.proxy.fastpath import Pipe
 
+Connection = TypeVar("Connection", bound="UpstreamConnection")
 Profile = tuple[tuple[str, str], ...]
 """Settings of a client that change what the server does, sorted by name: the GUC profile."""
 
@@ -130,9 +131,7 @@ class UpstreamConnection:
         self._no_cancel.set()
 
     @classmethod
-    async def open(
-        cls, database: Database, profile: Profile = (), *, shared: Mapping[str, str] | None = None
-    ) -> UpstreamConnection:
+    async def open(cls, database: Database, profile: Profile = (), *, shared: Mapping[str, str] | None = None) -> Self:
         """Connect, encrypt, authenticate, pin the settings and wait until the server is ready.
 
         ``shared``: the settings of a connection that many borrowers share, beyond those of all.
@@ -352,12 +351,20 @@ class UpstreamConnection:
 
     # opening
 
+    def _settings(self) -> dict[str, str]:
+        """The settings of the startup message."""
+        timeout = str(round(self._database.statement_timeout * 1000))
+        return {**PINNED, "statement_timeout": timeout, **dict(self.profile)}
+
+    def _check_settings(self) -> None:
+        """Raise ProtocolViolation if the server runs with settings that are not understood here."""
+        for name, value in _REQUIRED.items():
+            if self.parameters.get(name) != value:
+                raise ProtocolViolation(f"the server runs with {name} = {self.parameters.get(name)!r}, not {value!r}")
+
     async def _start(self, shared: Mapping[str, str]) -> None:
         database = self._database
-        parameters = {"user": database.role, "database": database.database, **PINNED}
-        parameters["statement_timeout"] = str(round(database.statement_timeout * 1000))
-        parameters.update(self.profile)
-        parameters.update(shared)
+        parameters = {**self._settings(), **shared, "user": database.role, "database": database.database}
         self.stream.send(StartupMessage(parameters).encode())
         await self._authenticate()
         while True:
@@ -375,9 +382,7 @@ class UpstreamConnection:
                 raise ProtocolViolation(f"unexpected message {chr(kind)!r} during startup")
         if self._key is None:
             raise ProtocolViolation("the server gives no cancel key")
-        for name, value in _REQUIRED.items():
-            if self.parameters.get(name) != value:
-                raise ProtocolViolation(f"the server runs with {name} = {self.parameters.get(name)!r}, not {value!r}")
+        self._check_settings()
 
     async def _authenticate(self) -> None:
         exchange: ScramExchange | None = None
@@ -412,13 +417,16 @@ class UpstreamConnection:
         while True:
             for kind, payload in self._frames:
                 if kind == ERROR_RESPONSE:
-                    error = ErrorResponse.decode(payload)
-                    raise ProtocolViolation(f"{error.severity} {error.sqlstate}: {error.message}")
+                    self._refused(ErrorResponse.decode(payload))
                 return kind, payload
             data = await self.stream.receive()
             if not data:
                 raise ProtocolViolation("closed by the server during startup")
             self._frames.feed(data)
+
+    def _refused(self, error: ErrorResponse) -> NoReturn:
+        """The server does not let this connection start."""
+        raise ProtocolViolation(f"{error.severity} {error.sqlstate}: {error.message}")
 
     def _password(self) -> str:
         file = self._database.password_file
@@ -496,16 +504,17 @@ class PoolCounts(msgspec.Struct, frozen=True):
     """Connections that could not be opened since the start."""
 
 
-Lent = Callable[["UpstreamConnection | None", Refusal | None], None]
+Lent = Callable[["UpstreamConnection | None", Exception | None], None]
 """Is given the connection, or why there is none."""
 
 
 class _Waiter:
     """Somebody who waits for a place."""
 
-    __slots__ = ("borrower", "done", "profile", "timer")
+    __slots__ = ("borrower", "done", "kind", "profile", "timer")
 
-    def __init__(self, borrower: str, profile: Profile, done: Lent) -> None:
+    def __init__(self, borrower: str, profile: Profile, done: Lent, kind: type[UpstreamConnection]) -> None:
+        self.kind = kind
         self.borrower = borrower
         self.profile = profile
         self.done: Lent | None = done
@@ -546,20 +555,37 @@ class UpstreamPool:
         place; opening has its own.  Raises Refusal UP-01: 53300 when no place came free in time, 08006 when the
         database cannot be reached; OP-01 57P01 when the pool is closing.
         """
-        lent: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
+        return await self._acquire(UpstreamConnection, profile, borrower, timeout)
 
-        def done(connection: UpstreamConnection | None, refusal: Refusal | None) -> None:
+    async def acquire_private(self, kind: type[Connection], profile: Profile, borrower: str = "") -> Connection:
+        """Open a connection of another ``kind`` under the same limits; it must never become `reusable`.
+
+        Raises as `acquire`, and whatever else the opening of that kind raises.
+        """
+        return await self._acquire(kind, profile, borrower, None)
+
+    async def _acquire(
+        self,
+        kind: type[Connection],
+        profile: Profile,
+        borrower: str,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> Connection:
+        lent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def done(connection: UpstreamConnection | None, error: Exception | None) -> None:
             if lent.done():
                 if connection is not None:
                     self.release(connection)
             elif connection is not None:
                 lent.set_result(connection)
             else:
-                lent.set_exception(refusal or _unreachable(""))
+                lent.set_exception(error or _unreachable(""))
 
-        waiter = self.lend(done, profile=profile, borrower=borrower, timeout=timeout)
+        waiter = self.lend(done, profile=profile, borrower=borrower, timeout=timeout, kind=kind)
         try:
-            return await lent
+            connection: Connection = await lent
+            return connection
         except asyncio.CancelledError:
             if waiter is not None:
                 self._forget(waiter)
@@ -574,12 +600,13 @@ class UpstreamPool:
         profile: Profile = (),
         borrower: str = "",
         timeout: float | None = None,
+        kind: type[UpstreamConnection] | None = None,
     ) -> _Waiter | None:
         """`acquire` for a caller that is called back, at once if a connection is idle."""
         if self._closing:
             done(None, _closing())
             return None
-        waiter = _Waiter(borrower, profile, done)
+        waiter = _Waiter(borrower, profile, done, kind or UpstreamConnection)
         if self._free and not self._queues:
             self._free -= 1
             self._serve(waiter)
@@ -637,7 +664,7 @@ class UpstreamPool:
 
     def _serve(self, waiter: _Waiter) -> None:
         """Give a waiter, for whom a place is taken, its connection."""
-        connection = self._take_idle(waiter.profile)
+        connection = self._take_idle(waiter.profile) if waiter.kind is UpstreamConnection else None
         if connection is not None:
             self._hand_over(waiter, connection)
             return
@@ -714,14 +741,14 @@ class UpstreamPool:
         if len(self._idle) + len(self._in_use) + len(self._opening) > self._database.pool_size:
             self._idle.popleft().close()
         try:
-            connection = await UpstreamConnection.open(self._database, waiter.profile)
+            connection = await waiter.kind.open(self._database, waiter.profile)
         except BaseException as error:
             self._failed += 1
             done, waiter.done = waiter.done, None
             if done is not None:
-                done(None, error if isinstance(error, Refusal) else _unreachable(type(error).__name__))
+                done(None, error if isinstance(error, Exception) else _unreachable(type(error).__name__))
             self._next()
-            if isinstance(error, Refusal):
+            if isinstance(error, Exception):
                 return
             raise
         self._opened += 1

@@ -168,6 +168,6 @@ def test_wp_05_a_cancel_request_reaches_only_the_owner_of_its_key() -> None:
     assert (mine.cancelled, other.cancelled, forwarded) == (0, 0, [])
     assert cancels.cancel(key.process_id, key.secret)
     assert (mine.cancelled, other.cancelled) == (1, 0)
-    cancels.remove(key.process_id)
+    cancels.remove(key)
     assert not cancels.cancel(key.process_id, key.secret)
     assert mine.cancelled == 1

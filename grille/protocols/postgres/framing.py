@@ -144,6 +144,29 @@ class Frames:
         self._position = end
         return kind, bytes(buffer[start + 5 : end])
 
+    def run_of(self, kind: int) -> tuple[bytes, int]:
+        """All whole messages of this kind that come next, as they are on the wire, and how many they are.
+
+        For bulk data: one copy for all of them.  Raises ProtocolViolation as `__next__` does.
+        """
+        buffer = self._buffer
+        start = self._position
+        end = start
+        size = len(buffer)
+        limit = self._limits[kind] + 4
+        count = 0
+        unpack = _LENGTH.unpack_from
+        while not self._discard and size - end >= 5 and buffer[end] == kind:
+            length: int = unpack(buffer, end + 1)[0]
+            if not 4 <= length <= limit:
+                break  # told by `__next__`
+            if size - end <= length:
+                break
+            end += length + 1
+            count += 1
+        self._position = end
+        return bytes(buffer[start:end]), count
+
     def _next_discarded(self, available: int) -> tuple[int, bytes]:
         cut = min(available, self._discard)
         self._position += cut

@@ -55,11 +55,12 @@ def _count(number: int) -> bytes:
 class _Cursor:
     """Reads one payload from front to back."""
 
-    __slots__ = ("payload", "position")
+    __slots__ = ("errors", "payload", "position")
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, errors: str = "strict") -> None:
         self.payload = payload
         self.position = 0
+        self.errors = errors
 
     def take(self, size: int) -> bytes:
         start = self.position
@@ -80,14 +81,14 @@ class _Cursor:
     def oid(self) -> int:
         return int(_UINT32.unpack(self.take(4))[0])
 
-    def string(self, *, strict: bool = True) -> str:
+    def string(self) -> str:
         start = self.position
         end = self.payload.find(0, start)
         if end < 0:
             raise ProtocolViolation("invalid string in message")
         self.position = end + 1
         try:
-            return self.payload[start:end].decode("utf-8", "strict" if strict else "replace")
+            return self.payload[start:end].decode("utf-8", self.errors)
         except UnicodeDecodeError:
             raise ProtocolViolation('invalid byte sequence for encoding "UTF8"', sqlstate="22021") from None
 
@@ -227,9 +228,9 @@ class Query(msgspec.Struct, frozen=True):
     text: str
 
     @classmethod
-    def decode(cls, payload: bytes) -> Query:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Query:
         """Raises ProtocolViolation."""
-        cursor = _Cursor(payload)
+        cursor = _Cursor(payload, errors)
         text = cursor.string()
         cursor.finish()
         return cls(text)
@@ -249,9 +250,9 @@ class Parse(msgspec.Struct, frozen=True):
     """OIDs of the parameters' types; 0 leaves one to the server, which also infers what is missing at the end."""
 
     @classmethod
-    def decode(cls, payload: bytes) -> Parse:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Parse:
         """Raises ProtocolViolation."""
-        cursor = _Cursor(payload)
+        cursor = _Cursor(payload, errors)
         name = cursor.string()
         text = cursor.string()
         types = cursor.oids(cursor.count())
@@ -281,9 +282,9 @@ class Bind(msgspec.Struct, frozen=True):
         return f"Bind(portal={self.portal!r}, statement={self.statement!r}, values=<{len(self.values)}>)"
 
     @classmethod
-    def decode(cls, payload: bytes) -> Bind:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Bind:
         """Raises ProtocolViolation."""
-        cursor = _Cursor(payload)
+        cursor = _Cursor(payload, errors)
         portal = cursor.string()
         statement = cursor.string()
         formats = cursor.formats(cursor.count())
@@ -324,9 +325,9 @@ class Describe(msgspec.Struct, frozen=True):
     name: str
 
     @classmethod
-    def decode(cls, payload: bytes) -> Describe:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Describe:
         """Raises ProtocolViolation."""
-        return cls(*_decode_target(payload, "DESCRIBE"))
+        return cls(*_decode_target(payload, "DESCRIBE", errors))
 
     def encode(self) -> bytes:
         """The whole message."""
@@ -341,17 +342,17 @@ class Close(msgspec.Struct, frozen=True):
     name: str
 
     @classmethod
-    def decode(cls, payload: bytes) -> Close:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Close:
         """Raises ProtocolViolation."""
-        return cls(*_decode_target(payload, "CLOSE"))
+        return cls(*_decode_target(payload, "CLOSE", errors))
 
     def encode(self) -> bytes:
         """The whole message."""
         return _frame(self.kind, self.target.encode() + _zero_terminated(self.name))
 
 
-def _decode_target(payload: bytes, verb: str) -> tuple[Literal["S", "P"], str]:
-    cursor = _Cursor(payload)
+def _decode_target(payload: bytes, verb: str, errors: str) -> tuple[Literal["S", "P"], str]:
+    cursor = _Cursor(payload, errors)
     target = cursor.byte()
     name = cursor.string()
     cursor.finish()
@@ -371,9 +372,9 @@ class Execute(msgspec.Struct, frozen=True):
     """0 or less: all rows."""
 
     @classmethod
-    def decode(cls, payload: bytes) -> Execute:
+    def decode(cls, payload: bytes, errors: str = "strict") -> Execute:
         """Raises ProtocolViolation."""
-        cursor = _Cursor(payload)
+        cursor = _Cursor(payload, errors)
         portal = cursor.string()
         max_rows = cursor.int32()
         cursor.finish()
@@ -468,9 +469,9 @@ class CopyFail(msgspec.Struct, frozen=True):
     reason: str
 
     @classmethod
-    def decode(cls, payload: bytes) -> CopyFail:
+    def decode(cls, payload: bytes, errors: str = "strict") -> CopyFail:
         """Raises ProtocolViolation."""
-        cursor = _Cursor(payload)
+        cursor = _Cursor(payload, errors)
         reason = cursor.string()
         cursor.finish()
         return cls(reason)
@@ -587,6 +588,23 @@ FRONTEND: Final[dict[int, Callable[[bytes], FrontendMessage]]] = {
     PasswordMessage.kind: PasswordMessage.decode,
     Oversized.kind: Oversized.decode,
 }
+
+
+_WITH_TEXT: Final[dict[int, Callable[[bytes, str], FrontendMessage]]] = {
+    Query.kind: Query.decode,
+    Parse.kind: Parse.decode,
+    Bind.kind: Bind.decode,
+    Describe.kind: Describe.decode,
+    Close.kind: Close.decode,
+    Execute.kind: Execute.decode,
+    CopyFail.kind: CopyFail.decode,
+}
+
+
+def decode_in_any_encoding(kind: int, payload: bytes) -> FrontendMessage:
+    """As `decode_frontend`, for a client whose encoding is not known: bytes that are not UTF-8 become surrogates."""
+    decode = _WITH_TEXT.get(kind)
+    return decode_frontend(kind, payload) if decode is None else decode(payload, "surrogateescape")
 
 
 def decode_frontend(kind: int, payload: bytes) -> FrontendMessage:
@@ -912,12 +930,12 @@ class NoticeResponse(_Fields, frozen=True):
 
 
 def _decode_fields(payload: bytes) -> dict[str, str]:
-    cursor = _Cursor(payload)
+    cursor = _Cursor(payload, "replace")
     fields: dict[str, str] = {}
     while code := cursor.byte():
         if not 0x41 <= code <= 0x7A:
             raise ProtocolViolation("invalid message format")
-        fields[chr(code)] = cursor.string(strict=False)
+        fields[chr(code)] = cursor.string()
     cursor.finish()
     return fields
 

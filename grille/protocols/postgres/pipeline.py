@@ -31,6 +31,11 @@ COMMAND_COMPLETE: Final = ord("C")
 ERROR_RESPONSE: Final = ord("E")
 NOTICE_RESPONSE: Final = ord("N")
 PARAMETER_STATUS: Final = ord("S")
+NOTIFICATION_RESPONSE: Final = ord("A")
+COPY_IN_RESPONSE: Final = ord("G")
+COPY_OUT_RESPONSE: Final = ord("H")
+COPY_DATA: Final = ord("d")
+COPY_DONE: Final = ord("c")
 READY_FOR_QUERY: Final = ord("Z")
 
 
@@ -44,6 +49,10 @@ class Request(Enum):
     EXECUTE = auto()
     CLOSE = auto()
     SYNC = auto()
+    EXECUTE_ANY = auto()
+    """An Execute that may be a COPY."""
+    QUERY = auto()
+    """Any number of statements in one text, with one ReadyForQuery behind them."""
 
 
 class Expectation(msgspec.Struct, frozen=True, eq=False):
@@ -79,6 +88,16 @@ class _Stage(Enum):
     CLOSE = auto()
     SYNC = auto()
     SYNC_AFTER_ERROR = auto()
+    EXECUTE_ANY = auto()
+    EXECUTE_COPY_IN = auto()
+    EXECUTE_COPY_OUT = auto()
+    EXECUTE_COPIED_OUT = auto()
+    QUERY = auto()
+    QUERY_ROWS = auto()
+    QUERY_COPY_IN = auto()
+    QUERY_COPY_OUT = auto()
+    QUERY_COPIED_OUT = auto()
+    QUERY_AFTER_ERROR = auto()
     DONE = auto()
 
 
@@ -90,6 +109,8 @@ _FIRST_STAGE: Final = {
     Request.EXECUTE: _Stage.EXECUTE,
     Request.CLOSE: _Stage.CLOSE,
     Request.SYNC: _Stage.SYNC,
+    Request.EXECUTE_ANY: _Stage.EXECUTE_ANY,
+    Request.QUERY: _Stage.QUERY,
 }
 
 _TABLE: Final[dict[_Stage, dict[int, _Stage]]] = {
@@ -106,6 +127,34 @@ _TABLE: Final[dict[_Stage, dict[int, _Stage]]] = {
     _Stage.CLOSE: {CLOSE_COMPLETE: _Stage.DONE},
     _Stage.SYNC: {READY_FOR_QUERY: _Stage.DONE},
     _Stage.SYNC_AFTER_ERROR: {READY_FOR_QUERY: _Stage.DONE},
+    _Stage.EXECUTE_ANY: {
+        DATA_ROW: _Stage.EXECUTE_ANY,
+        COMMAND_COMPLETE: _Stage.DONE,
+        PORTAL_SUSPENDED: _Stage.DONE,
+        EMPTY_QUERY_RESPONSE: _Stage.DONE,
+        COPY_IN_RESPONSE: _Stage.EXECUTE_COPY_IN,
+        COPY_OUT_RESPONSE: _Stage.EXECUTE_COPY_OUT,
+    },
+    _Stage.EXECUTE_COPY_IN: {COMMAND_COMPLETE: _Stage.DONE},
+    _Stage.EXECUTE_COPY_OUT: {COPY_DATA: _Stage.EXECUTE_COPY_OUT, COPY_DONE: _Stage.EXECUTE_COPIED_OUT},
+    _Stage.EXECUTE_COPIED_OUT: {COMMAND_COMPLETE: _Stage.DONE},
+    _Stage.QUERY: {
+        ROW_DESCRIPTION: _Stage.QUERY_ROWS,
+        COMMAND_COMPLETE: _Stage.QUERY,
+        EMPTY_QUERY_RESPONSE: _Stage.QUERY,
+        COPY_IN_RESPONSE: _Stage.QUERY_COPY_IN,
+        COPY_OUT_RESPONSE: _Stage.QUERY_COPY_OUT,
+        READY_FOR_QUERY: _Stage.DONE,
+    },
+    _Stage.QUERY_ROWS: {
+        DATA_ROW: _Stage.QUERY_ROWS,
+        ROW_DESCRIPTION: _Stage.QUERY_ROWS,  # a rule that adds a query
+        COMMAND_COMPLETE: _Stage.QUERY,
+    },
+    _Stage.QUERY_COPY_IN: {COMMAND_COMPLETE: _Stage.QUERY},
+    _Stage.QUERY_COPY_OUT: {COPY_DATA: _Stage.QUERY_COPY_OUT, COPY_DONE: _Stage.QUERY_COPIED_OUT},
+    _Stage.QUERY_COPIED_OUT: {COMMAND_COMPLETE: _Stage.QUERY},
+    _Stage.QUERY_AFTER_ERROR: {READY_FOR_QUERY: _Stage.DONE},
 }
 
 
@@ -150,16 +199,23 @@ class Pipeline:
         expectation = queue[0]
         stage = self._stage
         if kind == ERROR_RESPONSE:
-            if stage is _Stage.SYNC_AFTER_ERROR:
+            if stage in (_Stage.SYNC_AFTER_ERROR, _Stage.QUERY_AFTER_ERROR):
                 raise UnexpectedReply(kind, expectation.request)
-            self._stage = _Stage.SYNC_AFTER_ERROR
-            self._skip()
+            if expectation.request is Request.QUERY:
+                self._stage = _Stage.QUERY_AFTER_ERROR
+            else:
+                self._stage = _Stage.SYNC_AFTER_ERROR
+                self._skip()
             return expectation
         after = _TABLE[stage].get(kind)
         if after is None:
             raise UnexpectedReply(kind, expectation.request)
         if kind == READY_FOR_QUERY:
             self.status = ReadyForQuery.decode(payload).status
+        elif after is _Stage.EXECUTE_COPY_IN:
+            # The server reads the Sync behind this Execute as a part of the COPY, and ignores it there.
+            while len(queue) > 1 and queue[1].request is Request.SYNC:
+                del queue[1]
         if after is _Stage.DONE:
             queue.popleft()
             if queue:

@@ -64,6 +64,10 @@ class State(Enum):
     """A message of the unit failed: everything up to Sync is ignored."""
     ANSWERING = auto()
     """A unit is complete (Query or Sync was read); its ReadyForQuery has not been sent."""
+    COPY_IN = auto()
+    """A COPY FROM STDIN of a Query waits for data."""
+    COPY_IN_EXTENDED = auto()
+    """A COPY FROM STDIN of an Execute waits for data."""
     CLOSED = auto()
     """The connection is over."""
 
@@ -78,6 +82,10 @@ class Event(Enum):
     READY_IDLE = auto()
     READY_TRANSACTION = auto()
     READY_FAILED = auto()
+    COPY_IN = auto()
+    """CopyInResponse was passed on for a Query."""
+    COPY_IN_EXTENDED = auto()
+    """CopyInResponse was passed on for an Execute; a Sync that came before it is void, as for the server."""
     CLOSED = auto()
     """The connection was closed, by either side."""
 
@@ -138,7 +146,7 @@ TABLE: Final[dict[State, dict[Input, State]]] = {
     State.IDLE: _UNIT,
     State.TRANSACTION: _UNIT,
     State.FAILED_TRANSACTION: _UNIT,
-    State.EXTENDED: _UNIT | {Event.FAILED: State.SKIPPING},
+    State.EXTENDED: _UNIT | {Event.FAILED: State.SKIPPING, Event.COPY_IN_EXTENDED: State.COPY_IN_EXTENDED},
     State.SKIPPING: {
         Query: State.SKIPPING,
         Parse: State.SKIPPING,
@@ -151,11 +159,45 @@ TABLE: Final[dict[State, dict[Input, State]]] = {
         Terminate: State.CLOSED,
         Event.CLOSED: State.CLOSED,
     },
-    State.ANSWERING: _BECOMES_READY | {Event.FAILED: State.ANSWERING},
+    State.ANSWERING: _BECOMES_READY
+    | {
+        Event.FAILED: State.ANSWERING,
+        Event.COPY_IN: State.COPY_IN,
+        Event.COPY_IN_EXTENDED: State.COPY_IN_EXTENDED,
+    },
+    State.COPY_IN: {
+        CopyData: State.COPY_IN,
+        CopyDone: State.ANSWERING,
+        CopyFail: State.ANSWERING,
+        Flush: State.COPY_IN,
+        Sync: State.COPY_IN,
+        Terminate: State.CLOSED,
+        Event.FAILED: State.ANSWERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.COPY_IN_EXTENDED: {
+        CopyData: State.COPY_IN_EXTENDED,
+        CopyDone: State.EXTENDED,
+        CopyFail: State.EXTENDED,
+        Flush: State.COPY_IN_EXTENDED,
+        Sync: State.COPY_IN_EXTENDED,
+        Terminate: State.CLOSED,
+        Event.FAILED: State.SKIPPING,
+        Event.CLOSED: State.CLOSED,
+    },
     State.CLOSED: {
         Event.CLOSED: State.CLOSED,
     },
 }
+
+_AFTER_COPY: Final = frozenset(
+    {State.IDLE, State.TRANSACTION, State.FAILED_TRANSACTION, State.EXTENDED, State.SKIPPING}
+)
+TABLE_WITH_COPY: Final[dict[State, dict[Input, State]]] = {
+    before: row | (dict.fromkeys((CopyData, CopyDone, CopyFail), before) if before in _AFTER_COPY else {})
+    for before, row in TABLE.items()
+}
+"""For a session that carries COPY: data that comes after its COPY has failed is legal, and dropped."""
 
 _DISCARDED: Final[dict[int, type[FrontendMessage]]] = {Query.kind: Query, Parse.kind: Parse, Bind.kind: Bind}
 _BEFORE_STARTUP: Final = frozenset({State.CONNECTED, State.GSSENC_REFUSED, State.HANDSHAKE, State.ENCRYPTED})
@@ -167,13 +209,18 @@ class ClientState:
 
     def __init__(self) -> None:
         self.state = State.CONNECTED
+        self._table = TABLE
+
+    def carry_copy(self) -> None:
+        """Accept COPY from here on."""
+        self._table = TABLE_WITH_COPY
 
     def receive(self, message: FrontendMessage | Startup) -> State:
         """The state after this message.  Raises ProtocolViolation if it may not come now."""
         kind: Input = type(message)
         if isinstance(message, Oversized):
             kind = _DISCARDED[message.discarded]
-        after = TABLE[self.state].get(kind)
+        after = self._table[self.state].get(kind)
         if after is None:
             self._refuse(message)
         self.state = after
@@ -181,7 +228,7 @@ class ClientState:
 
     def happened(self, event: Event) -> State:
         """The state after something that the proxy did.  Raises RuntimeError if it could not have been done now."""
-        after = TABLE[self.state].get(event)
+        after = self._table[self.state].get(event)
         if after is None:
             raise RuntimeError(f"{event} in {self.state}")
         self.state = after

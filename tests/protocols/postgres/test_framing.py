@@ -52,6 +52,36 @@ def test_messages_are_the_same_however_the_bytes_arrive(size: int) -> None:
     assert frames_of(cut(stream, size)) == [(ord(kind), payload) for kind, payload in SESSION]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 1000])
+def test_a_run_of_one_kind_is_the_same_however_the_bytes_arrive(size: int) -> None:
+    data = [message("d", payload) for payload in (b"", b"a", b"bc" * 20, b"", b"d")]
+    stream = message("Q", b"copy\0") + b"".join(data) + message("c", b"") + message("d", b"late")
+    frames = Frames(LIMITS)
+    seen: list[tuple[int, bytes]] = []
+    bulk, count = b"", 0
+    for chunk in cut(stream, size):
+        frames.feed(chunk)
+        for kind, payload in frames:
+            seen.append((kind, payload))
+            if kind == ord("d"):
+                run, more = frames.run_of(kind)
+                bulk += message("d", payload) + run
+                count += more + 1
+    assert not frames.pending
+    assert bulk == b"".join(data) + message("d", b"late")
+    assert count == 6
+    assert [chr(kind) for kind, _ in seen if kind != ord("d")] == ["Q", "c"]
+
+
+@pytest.mark.parametrize("length", [-1, 0, 3, 4097 + 4])
+def test_a_run_ends_before_an_impossible_length(length: int) -> None:
+    frames = Frames(LIMITS)
+    frames.feed(message("d", b"a") + message("d", b"", length) + b"x" * 5000)
+    assert frames.run_of(ord("d")) == (message("d", b"a"), 1)
+    with pytest.raises(ProtocolViolation):
+        next(frames)
+
+
 def test_half_a_message_is_pending() -> None:
     frames = Frames(LIMITS)
     assert not frames.pending

@@ -14,6 +14,16 @@ SCRIPT = {
     Request.EXECUTE: ["C", "s", "I", "DC", "DDDs"],
     Request.SYNC: ["Z"],
 }
+ROOMY = {
+    Request.EXECUTE_ANY: {
+        "": "DCsIGH", "DD": "DCsIGH", "G": "C", "H": "dc", "Hdd": "dc", "Hc": "C",
+    },
+    Request.QUERY: {
+        "": "TCIGHZ", "I": "TCIGHZ", "T": "DTC", "TDD": "DTC", "TDTD": "DTC", "TDCC": "TCIGHZ", "G": "C",
+        "GC": "TCIGHZ", "H": "dc", "Hdd": "dc", "Hdc": "C", "HcC": "TCIGHZ", "E": "Z", "TDE": "Z", "GE": "Z",
+    },
+}  # fmt: skip
+"""Requests with more than one way: what may follow what has come."""
 REPLIES = [chr(kind) for kind in backend_limits(1000)]
 ANY_TIME = "NS"
 
@@ -41,7 +51,52 @@ def test_each_reply_belongs_to_the_request_it_answers() -> None:
     assert pipeline.in_flight == 0
 
 
-@pytest.mark.parametrize("request_", list(Request))
+@pytest.mark.parametrize(("request_", "come"), [(request, come) for request in ROOMY for come in ROOMY[request]])
+def test_a_copy_or_a_query_takes_what_may_follow_and_no_other(request_: Request, come: str) -> None:
+    for reply in REPLIES:
+        if reply in ANY_TIME:
+            continue
+        pipeline = Pipeline()
+        sent = expectations(request_)
+        pipeline.sent(sent)
+        play(pipeline, come)
+        if reply in ROOMY[request_][come] or (reply == "E" and "E" not in come):
+            assert play(pipeline, reply) == sent
+        else:
+            with pytest.raises(UnexpectedReply):
+                play(pipeline, reply)
+
+
+def test_a_sync_behind_a_copy_from_the_client_is_void() -> None:
+    """The server reads it as a part of the COPY; the client sends another when its data has ended."""
+    pipeline = Pipeline()
+    execute, first = expectations(Request.EXECUTE_ANY, Request.SYNC)
+    pipeline.sent([execute, first])
+    assert play(pipeline, "G") == [execute]
+    assert pipeline.in_flight == 1
+    (second,) = expectations(Request.SYNC)
+    pipeline.sent([second])
+    assert play(pipeline, "CZ") == [execute, second]
+    assert pipeline.in_flight == 0
+
+
+def test_a_query_that_failed_ends_by_itself() -> None:
+    pipeline = Pipeline()
+    sent = expectations(Request.QUERY)
+    pipeline.sent(sent)
+    play(pipeline, "GE")
+    pipeline.sent([])  # data that was under way
+    assert play(pipeline, "Z") == sent
+
+
+def test_a_query_behind_an_error_is_skipped() -> None:
+    pipeline = Pipeline()
+    pipeline.sent(expectations(Request.PARSE, Request.QUERY))
+    play(pipeline, "E")
+    assert pipeline.in_flight == 0
+
+
+@pytest.mark.parametrize("request_", list(SCRIPT))
 def test_each_request_takes_its_own_replies_and_no_other(request_: Request) -> None:
     for script in SCRIPT[request_]:
         for length in range(len(script)):
@@ -143,7 +198,7 @@ def test_marks_come_back_with_the_replies() -> None:
     assert (answered.ours, answered.statement, answered.item) == (True, "g1", 3)
 
 
-REQUESTS = st.sampled_from([request for request in Request if request is not Request.SYNC])
+REQUESTS = st.sampled_from([request for request in SCRIPT if request is not Request.SYNC])
 UNITS = st.lists(st.lists(REQUESTS, max_size=6), min_size=1, max_size=5)
 
 
