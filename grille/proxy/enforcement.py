@@ -195,6 +195,7 @@ class Ready:
         "decoded_columns",
         "expires",
         "large_until",
+        "named",
         "plan",
         "prepared",
         "private_until",
@@ -206,10 +207,14 @@ class Ready:
         "writes",
     )
 
-    def __init__(self, prepared: Prepared, expires: float) -> None:
+    def __init__(self, prepared: Prepared, expires: float, agent: Agent) -> None:
         plan, understood = prepared.plan, prepared.understood
         self.prepared = prepared
         self.plan = plan
+        self.named = plan
+        """The plan under the name of a statement that the client has prepared itself."""
+        if plan is not None and not plan.shared:
+            self.named = msgspec.structs.replace(plan, name=plan.name + agent.fingerprint[:8])
         self.command = prepared.command
         self.expires = expires
         """Monotonic time."""
@@ -383,7 +388,7 @@ class Enforcement:
                 return None
         elif prepared.command is None:
             return None
-        return Ready(prepared, expires)
+        return Ready(prepared, expires, agent)
 
     async def prepare(
         self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False

@@ -162,11 +162,13 @@ class Turn:
 class Described:
     """What the server said of a statement that is prepared on one connection."""
 
-    __slots__ = ("by_formats", "columns", "error")
+    __slots__ = ("by_formats", "columns", "error", "pending")
 
     def __init__(self) -> None:
-        self.error: bytes | None = None
-        """The ErrorResponse to its Parse, if that failed."""
+        self.pending = True
+        """It has not been answered yet."""
+        self.error = b""
+        """Payload of the ErrorResponse to its Parse; empty if that went well."""
         self.columns = b""
         """Payload of its RowDescription; empty where it returns no rows."""
         self.by_formats: dict[tuple[int, tuple[int, ...]], bytes] = {}
@@ -249,7 +251,8 @@ class Preparation:
 
     def finished(self, status: str) -> None:
         """ReadyForQuery has arrived."""
-        if self.described.error is not None:
+        self.described.pending = False
+        if self.described.error:
             self.pipe.forget(self.name, self.described)
 
     def lost(self, lost: UpstreamLost) -> None:
@@ -301,6 +304,8 @@ class Unit:
         self.over = False
         """Its reply can be released, or it is to be run again."""
         self.nbytes = 0
+        self.releases = False
+        """Some rows are to be decoded or masked."""
 
     # replies, called by the pipe
 
@@ -327,6 +332,7 @@ class Unit:
                 row = list(decode_data_row(payload))
                 del row[: item.hidden]
                 item.to_release.append(row)
+                self.releases = True
                 self.nbytes += len(payload)
             else:
                 if item.hidden:
@@ -446,7 +452,7 @@ class Pipe:
         """The named statement of this plan on this connection; it is prepared first where it is not."""
         name = plan.name
         described = self.described.get(name)
-        if described is not None:
+        if described is not None and (described.pending or name in self.connection.statements):
             self.described.move_to_end(name)
             return described
         described = self.described[name] = Described()
@@ -1021,6 +1027,7 @@ class Lane:
                     elif bind.values:
                         return _SLOW
                     item = Item(ready, text, statement.types, values)
+                    item.plan = ready.named
                     item.result_formats = bind.result_formats
                     if not self._bind(item, bind.formats if bind.values else (), bind.result_formats):
                         return _SLOW
@@ -1141,7 +1148,7 @@ class Lane:
         if self.units:
             self._stop = True
             return _BLOCKED
-        if any(may_refuse(item.ready.prepared) for item in items if item.ready.writes) or len(items) > 1:
+        if len(items) > 1 or not self._may_write(items[0]):
             return _SLOW
         if items[0].ready.large_until and items[0].ready.large_until > time.monotonic():
             return _SLOW  # the session streams
@@ -1163,6 +1170,12 @@ class Lane:
                 if now < ready.private_until:
                     return False
         return True
+
+    @staticmethod
+    def _may_write(item: Item) -> bool:
+        """False for a write that may still be refused when it has run, or that returns rows: it cannot run again."""
+        plan = item.plan
+        return plan is None or not plan.writes or not (may_refuse(item.ready.prepared) or plan.returns_rows)
 
     def _enter(self, items: list[Item]) -> bool:
         """Count the unit against its agent's limits.  False if the session has to refuse it."""
@@ -1256,11 +1269,12 @@ class Lane:
             plan = item.plan
             if plan is None:
                 continue
-            name = self._name(item, plan)
-            if name:
-                described = pipe.find(plan if name == plan.name else msgspec.structs.replace(plan, name=name))
-                item.described = described
+            if item.simple and item.ready.command is None and not plan.shared:
+                name = ""
             else:
+                name = plan.name
+                item.described = pipe.find(plan)
+            if not name:
                 parts.append(Parse("", plan.sql, plan.parameter_types).encode())
                 expected.append(_PARSES[number])
             parts.append(_bind_message(name, item.wire))
@@ -1278,12 +1292,6 @@ class Lane:
         expected.append(_SYNC_EXPECTED)
         unit.sent_at = time.perf_counter()
         pipe.send(unit, b"".join(parts), expected)
-
-    def _name(self, item: Item, plan: Plan) -> str:
-        """Under which name the statement is prepared; none for a text whose plan must not outlive its values."""
-        if item.ready.command is not None or plan.shared:
-            return plan.name
-        return "" if item.simple else plan.name + self._agent.fingerprint[:8]
 
     # transactions
 
@@ -1339,11 +1347,14 @@ class Lane:
         self.active = self._loop.time()
         if unit.cancelled and not unit.error:
             unit.error = _CANCELLED
+            unit.failed = len(unit.items) - 1
+            unit.items[unit.failed].body.clear()
+            unit.items[unit.failed].tail = b""
         if unit.error:
             self._judge(unit, pipe)
         if unit.again or self._failing:
             self._run_again(unit)
-        elif not unit.error and any(item.to_release for item in unit.items):
+        elif unit.releases and not unit.error:
             self.shared.release_later(unit)
         else:
             self._record(unit)
@@ -1365,7 +1376,7 @@ class Lane:
         refusal, stale = judge(server, item.plan, unit.timed_out)
         code = sqlstate(server)
         if stale and item.described is not None and item.plan is not None:
-            pipe.drop(self._name(item, item.plan))
+            pipe.drop(item.plan.name)
         if pipe.shared and not unit.cancelled and (stale or code in _RECHECK):
             unit.again = True
             if code in _TOO_SLOW:

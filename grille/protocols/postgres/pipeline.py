@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import Final
 
 import msgspec
@@ -39,7 +39,7 @@ COPY_DONE: Final = ord("c")
 READY_FOR_QUERY: Final = ord("Z")
 
 
-class Request(Enum):
+class Request(IntEnum):
     """What was sent upstream.  Flush is not here: it has no answer of its own."""
 
     PARSE = auto()
@@ -77,7 +77,7 @@ class UnexpectedReply(Exception):
         self.kind = kind
 
 
-class _Stage(Enum):
+class _Stage(IntEnum):
     """How far the answer to the oldest request has come."""
 
     PARSE = auto()
@@ -158,22 +158,35 @@ _TABLE: Final[dict[_Stage, dict[int, _Stage]]] = {
 }
 
 
+# By number, since a look-up by member would hash it.
+_FIRST: Final = tuple(int(_FIRST_STAGE.get(request, 0)) for request in [0, *Request])
+_NEXT: Final[tuple[dict[int, int], ...]] = tuple(
+    {kind: int(after) for kind, after in _TABLE.get(stage, {}).items()} for stage in [0, *_Stage]
+)
+_DONE: Final = int(_Stage.DONE)
+_AFTER_ERROR: Final = int(_Stage.SYNC_AFTER_ERROR)
+_QUERY_AFTER_ERROR: Final = int(_Stage.QUERY_AFTER_ERROR)
+_COPY_IN: Final = int(_Stage.EXECUTE_COPY_IN)
+_SYNC: Final = int(Request.SYNC)
+_QUERY: Final = int(Request.QUERY)
+
+
 class Pipeline:
     """The requests in flight on one upstream connection, oldest first."""
 
     def __init__(self) -> None:
         self._queue: deque[Expectation] = deque()
-        self._stage = _Stage.DONE
+        self._stage = _DONE
         self.status: TransactionStatus = "I"
         """What the last ReadyForQuery said."""
 
     def sent(self, expectations: Iterable[Expectation]) -> None:
         """Note what was sent, in order."""
         self._queue.extend(expectations)
-        if self._stage is _Stage.SYNC_AFTER_ERROR:
+        if self._stage == _AFTER_ERROR:
             self._skip()
-        elif self._stage is _Stage.DONE and self._queue:
-            self._stage = _FIRST_STAGE[self._queue[0].request]
+        elif self._stage == _DONE and self._queue:
+            self._stage = _FIRST[self._queue[0].request]
 
     @property
     def in_flight(self) -> int:
@@ -199,32 +212,32 @@ class Pipeline:
         expectation = queue[0]
         stage = self._stage
         if kind == ERROR_RESPONSE:
-            if stage in (_Stage.SYNC_AFTER_ERROR, _Stage.QUERY_AFTER_ERROR):
+            if stage in (_AFTER_ERROR, _QUERY_AFTER_ERROR):
                 raise UnexpectedReply(kind, expectation.request)
-            if expectation.request is Request.QUERY:
-                self._stage = _Stage.QUERY_AFTER_ERROR
+            if expectation.request == _QUERY:
+                self._stage = _QUERY_AFTER_ERROR
             else:
-                self._stage = _Stage.SYNC_AFTER_ERROR
+                self._stage = _AFTER_ERROR
                 self._skip()
             return expectation
-        after = _TABLE[stage].get(kind)
+        after = _NEXT[stage].get(kind)
         if after is None:
             raise UnexpectedReply(kind, expectation.request)
         if kind == READY_FOR_QUERY:
             self.status = ReadyForQuery.decode(payload).status
-        elif after is _Stage.EXECUTE_COPY_IN:
+        elif after == _COPY_IN:
             # The server reads the Sync behind this Execute as a part of the COPY, and ignores it there.
-            while len(queue) > 1 and queue[1].request is Request.SYNC:
+            while len(queue) > 1 and queue[1].request == _SYNC:
                 del queue[1]
-        if after is _Stage.DONE:
+        if after == _DONE:
             queue.popleft()
             if queue:
-                after = _FIRST_STAGE[queue[0].request]
+                after = _FIRST[queue[0].request]
         self._stage = after
         return expectation
 
     def _skip(self) -> None:
         """Drop what the server ignores: all up to the next Sync, even if that is yet to be sent."""
         queue = self._queue
-        while queue and queue[0].request is not Request.SYNC:
+        while queue and queue[0].request != _SYNC:
             queue.popleft()

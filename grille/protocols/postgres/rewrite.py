@@ -127,6 +127,8 @@ class Plan(msgspec.Struct, frozen=True):
     """By visible result column; empty if none is transformed."""
     writes: bool
     row_check_plan: bool
+    returns_rows: bool = True
+    """False for a write without RETURNING."""
     pure: bool = True
     keyed: bool = True
     shared: bool = True
@@ -204,6 +206,7 @@ class _Rewrite:
             results=results if any(results) else (),
             writes=any(isinstance(site, WriteSite) for site in analysis.sites),
             row_check_plan=self._row_check,
+            returns_rows=bool(analysis.outputs),
         )
 
     # Permission

@@ -1,0 +1,155 @@
+import cython
+
+
+cdef class Turn:
+    cdef object _loop
+    cdef list _waiting
+
+    cpdef void add(self, object sender) except *
+
+
+cdef class Described:
+    cdef public bint pending
+    cdef public bytes error
+    cdef public bytes columns
+    cdef public dict by_formats
+
+
+cdef class Item:
+    cdef public object ready
+    cdef public object plan
+    cdef public bytes text
+    cdef public tuple types
+    cdef public object values
+    cdef public bytes wire
+    cdef public bytes says
+    cdef public bint simple
+    cdef public bint describe
+    cdef public object described
+    cdef public tuple result_formats
+    cdef public bint swallow
+    cdef public int hidden
+    cdef public bint transformed
+    cdef public long row_limit
+    cdef public long byte_limit
+    cdef public bint bound
+    cdef public bytes head
+    cdef public list body
+    cdef public bytes tail
+    cdef public list to_release
+    cdef public long rows
+    cdef public long nbytes
+    cdef public int encoded
+    cdef public long decoded
+    cdef public str tag
+    cdef public double tokenize
+    cdef public str intent
+
+
+cdef class Unit:
+    cdef public Lane lane
+    cdef public list items
+    cdef public bytes raw
+    cdef public double began
+    cdef public double clock
+    cdef public double sent_at
+    cdef public double answered_at
+    cdef public object pipe
+    cdef public bint pooled
+    cdef public bint local
+    cdef public bint again
+    cdef public bytes error
+    cdef public int failed
+    cdef public object refusal
+    cdef public object fields
+    cdef public object outcome
+    cdef public long upstream
+    cdef public long total
+    cdef public bint suspended
+    cdef public bint cancelled
+    cdef public bint cancelling
+    cdef public object timed_out
+    cdef public object timer
+    cdef public str status
+    cdef public int unkept
+    cdef public bint over
+    cdef public long nbytes
+    cdef public bint releases
+
+    @cython.locals(item=Item, size=long)
+    cpdef void reply(self, int kind, bytes payload, int number, bytes message) except *
+    cpdef void finished(self, str status) except *
+    cpdef void kept(self, object refusal) except *
+
+
+cdef class Pipe:
+    cdef public object connection
+    cdef public object described
+    cdef public object units
+    cdef object _turn
+    cdef object _on_free
+    cdef public bint shared
+    cdef object _stream
+    cdef object _pipeline
+    cdef list _out
+    cdef object _rest
+    cdef Py_ssize_t _wanted
+    cdef public bint lost
+    cdef object __weakref__
+
+    @cython.locals(position=Py_ssize_t, size=Py_ssize_t, end=Py_ssize_t, length=Py_ssize_t, kind=cython.int)
+    cpdef void received(self, bytes data) except *
+    cdef void _message(self, int kind, bytes message) except *
+    cpdef void send(self, object unit, bytes messages, object expectations) except *
+    cpdef void flush(self) except *
+
+
+cdef class Lane:
+    cdef public object session
+    cdef public object units
+    cdef public object shared
+    cdef public object enforcement
+    cdef public double active
+    cdef object _agent
+    cdef str _spiffe_id
+    cdef double _not_after
+    cdef object _pool
+    cdef object _recorder
+    cdef object _metrics
+    cdef object _services
+    cdef object _turn
+    cdef object _loop
+    cdef bytes _rest
+    cdef list _redo
+    cdef bint _failing
+    cdef bint _slow
+    cdef bint _stop
+    cdef bint _waiting
+    cdef object _timer
+    cdef list _out
+    cdef bint _entered
+    cdef bint _closed
+    cdef set _learned
+    cdef dict _pieces
+    cdef object _pieces_of
+
+    cpdef void received(self, bytes data) except *
+    @cython.locals(position=Py_ssize_t, size=Py_ssize_t, taken=Py_ssize_t)
+    cpdef void _take(self) except *
+    @cython.locals(position=Py_ssize_t, end=Py_ssize_t, length=Py_ssize_t, kind=cython.int, item=Item)
+    cpdef Py_ssize_t _unit(self, bytes data, Py_ssize_t start, Py_ssize_t size) except? -7
+    cpdef bint _bind(self, Item item, tuple formats, tuple result_formats) except? -1
+    @cython.locals(unit=Unit)
+    cpdef void _begin(self, Unit unit) except *
+    @cython.locals(item=Item, number=cython.int)
+    cpdef void _send(self, Unit unit) except *
+    cpdef void answered(self, Unit unit, str status) except *
+    @cython.locals(item=Item, count=cython.int)
+    cpdef void _record(self, Unit unit) except *
+    cpdef void _submit_event(self, Unit unit, Item item, str ident, str status, object done, double now=*) except *
+    cpdef void recorded(self, Unit unit) except *
+    @cython.locals(unit=Unit, item=Item)
+    cpdef void _advance(self) except *
+    @cython.locals(item=Item, count=cython.int)
+    cpdef void _count(self, Unit unit, double audited) except *
+    cpdef void flush(self) except *
