@@ -1,3 +1,6 @@
+cimport cython
+
+
 cdef class _Noise:
     cdef bytes _pool
     cdef Py_ssize_t _next
@@ -6,15 +9,24 @@ cdef class _Noise:
 
 
 cdef class _Clock:
-    cdef object _second
-    cdef str _text
+    cdef long long _second
+    cdef str _second_text
+    cdef object _millisecond
+    cdef str _millisecond_text
 
-    cpdef str text(self, object seconds)
+    @cython.locals(second=cython.longlong, microseconds=cython.longlong)
+    cpdef str time(self, double seconds)
+
+    @cython.locals(random=bytes, noise=str, text=str)
+    cpdef str identifier(self, object seconds)
 
 
 cdef _Noise _NOISE
 cdef _Clock _CLOCK
+cdef double _YEAR_9999
+cdef double _ROUNDER
 
+cdef str _timestamp(double seconds)
 cpdef bytes encode_text(str text)
 cpdef str timestamp(object seconds)
 cpdef tuple salted(object value)

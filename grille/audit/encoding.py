@@ -66,39 +66,58 @@ _NOISE: Final = _Noise()
 
 
 class _Clock:
-    """The text of the second that was asked for last."""
+    """The texts of the second and the millisecond that were asked for last."""
 
     def __init__(self) -> None:
         self._second = -1
-        self._text = ""
+        self._second_text = ""
+        self._millisecond = -1
+        self._millisecond_text = ""
 
-    def text(self, seconds: float) -> str:
+    def time(self, seconds: float) -> str:
         """See ``timestamp``."""
+        if not 0 <= seconds < _YEAR_9999:
+            return _timestamp(seconds)
         second = int(seconds)
-        microseconds = round((seconds - second) * 1e6)  # as datetime rounds
-        if not 0 <= microseconds < 1_000_000 or second < 0:
-            return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+        # Adding and taking away 2**52 rounds half to even, as datetime does.
+        microseconds = int((seconds - second) * 1e6 + _ROUNDER - _ROUNDER)
+        if microseconds > 999_999:
+            return _timestamp(seconds)
         if second != self._second:
-            self._text = datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
+            self._second_text = _timestamp(second)[:-7]
             self._second = second
-        return f"{self._text}.{microseconds:06d}Z"
+        return f"{self._second_text}{microseconds:06d}Z"
+
+    def identifier(self, seconds: float) -> str:
+        """See ``event_id``."""
+        millisecond = int(seconds * 1000)
+        if millisecond != self._millisecond:
+            text = f"{millisecond:012x}"
+            self._millisecond_text = f"{text[:8]}-{text[8:]}-7"
+            self._millisecond = millisecond
+        random = _NOISE.take(10)
+        noise = random.hex()
+        variant = "89ab"[random[0] >> 6]  # two bits of the one digit that goes nowhere else
+        return f"{self._millisecond_text}{noise[1:4]}-{variant}{noise[4:7]}-{noise[7:19]}"
 
 
 _CLOCK: Final = _Clock()
+_YEAR_9999: Final = 253_370_764_800.0
+_ROUNDER: Final = 4_503_599_627_370_496.0
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def timestamp(seconds: float) -> str:
     """RFC 3339 with microseconds, UTC, of seconds since 1970."""
-    return _CLOCK.text(seconds)
+    return _CLOCK.time(seconds)
 
 
 def event_id(seconds: float) -> str:
     """A new UUID version 7 (RFC 9562 section 5.7) for an event at this time, seconds since 1970."""
-    time = f"{int(seconds * 1000):012x}"
-    random = _NOISE.take(10)
-    noise = random.hex()
-    variant = "89ab"[random[0] >> 6]  # of the digit that is not used else
-    return f"{time[:8]}-{time[8:]}-7{noise[1:4]}-{variant}{noise[4:7]}-{noise[7:19]}"
+    return _CLOCK.identifier(seconds)
 
 
 def lifecycle(name: str, text: str, seconds: float, *, worker: int, level: Level) -> Event:

@@ -12,23 +12,23 @@ cpdef tuple statement_event(
     bytes verdict,
     str ident,
     str time,
-    object worker,
-    object statement_bytes,
+    long long worker,
+    long long statement_bytes,
     bytes values,
     str status,
     str tag,
-    object rows,
-    object nbytes,
-    object encoded,
-    object decoded,
-    object understand,
-    object decide,
-    object tokenize,
-    object upstream,
-    object total,
+    long long rows,
+    long long nbytes,
+    long long encoded,
+    long long decoded,
+    long long understand,
+    long long decide,
+    long long tokenize,
+    long long upstream,
+    long long total,
     str intent=*
 )
 
 
-@cython.locals(framed=list, leaves=list, entry=tuple, data=bytes)
+@cython.locals(framed=list, leaves=list, entry=tuple, data=bytes, before=bytes, after=bytes)
 cpdef tuple frame_events(object entries, object first)

@@ -128,7 +128,7 @@ def statement_event(
 
     ``ident`` and ``time`` are as ``event_id`` and ``timestamp`` give them, ``intent`` as ``event_id`` gives it, and
     ``status`` is one of ``Outcome.status``; ``error`` and ``sqlstate`` of the outcome are empty.  The stages are in
-    microseconds.  Raises ValueError if the tag cannot be encoded.
+    microseconds; all numbers are below 2**63.  Raises ValueError if the tag cannot be encoded.
     """
     head = f'{{"id":"{ident}","time":"{time}","kind":"statement","name":"statement","worker":{worker},"sequence":'
     size = f',"statement_bytes":{statement_bytes}' if statement_bytes else ""
@@ -160,7 +160,8 @@ def frame_events(entries: Sequence[Entry], first: int) -> tuple[bytes, list[byte
     leaves = []
     sequence = first
     for entry in entries:
-        data = entry[0] + str(sequence).encode() + entry[1]
+        before, after = entry[0], entry[1]
+        data = before + str(sequence).encode() + after
         if len(data) > MAX_PAYLOAD:
             raise ValueError("the event is larger than a record may be")
         framed.append(header(EVENT, data))

@@ -21,7 +21,6 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from grille.audit.event import Event
 
@@ -94,7 +93,7 @@ class _Statements(Collector):
             decisions.add_metric(("true" if allow else "false", control), count)
         yield decisions
         stages = HistogramMetricFamily("grille_stage_seconds", "Time of a statement by stage.", labels=("stage",))
-        bounds = [floatToGoString(bound / 1e6) for bound in _BUCKETS] + ["+Inf"]  # type: ignore[no-untyped-call]
+        bounds = [str(bound / 1e6) for bound in _BUCKETS] + ["+Inf"]
         for stage, counts in self._buckets.items():
             cumulated = list(itertools.accumulate(counts))
             stages.add_metric((stage,), list(zip(bounds, cumulated, strict=True)), self._sums[stage] / 1e6)

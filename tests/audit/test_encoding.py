@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grille.audit.encoding import commit, decode, encode, event_id, lifecycle, reveals, timestamp
+from grille.audit.encoding import commit, decode, encode, event_id, lifecycle, reveals, salted, timestamp
 from grille.audit.event import Event, Value
 
 
@@ -58,6 +61,47 @@ def test_an_event_id_is_a_version_7_uuid_of_its_time() -> None:
     assert number.variant == uuid.RFC_4122
     assert number.int >> 80 == 1_800_000_000_123
     assert event_id(1.0) != event_id(1.0)
+
+
+def test_no_two_event_ids_are_alike_and_all_variants_occur() -> None:
+    ids = [uuid.UUID(event_id(1_800_000_000.0 + number // 100)) for number in range(5000)]
+    assert len({number.int & ((1 << 62) - 1) for number in ids}) == 5000
+    assert {(number.version, number.variant) for number in ids} == {(7, uuid.RFC_4122)}
+    assert {str(number)[19] for number in ids} == set("89ab")
+    assert [number.int >> 80 for number in ids] == [1_800_000_000_000 + n // 100 * 1000 for n in range(5000)]
+
+
+def test_a_forked_process_has_randomness_of_its_own() -> None:
+    event_id(1.0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, salted(b"")[0].encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    found = os.read(reader, 64).decode()
+    os.close(reader)
+    assert len(found) == 32
+    assert found != salted(b"")[0]
+
+
+@given(st.floats(-62e9, 253e9) | st.integers(0, 1 << 31) | st.floats(1.7e9, 1.9e9))
+def test_times_are_those_of_datetime(seconds: float) -> None:
+    assert timestamp(seconds) == datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+@pytest.mark.parametrize("seconds", [0.9999995, 0.9999996, 5.0000005, 6.0000015, 253_402_300_799.5, -0.25])
+def test_times_are_rounded_as_datetime_rounds(seconds: float) -> None:
+    test_times_are_those_of_datetime.hypothesis.inner_test(seconds)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan])
+def test_what_is_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        timestamp(seconds)
+    with pytest.raises((ValueError, OverflowError)):
+        event_id(seconds)
 
 
 def test_times_are_rfc_3339_with_microseconds() -> None:

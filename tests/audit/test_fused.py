@@ -15,7 +15,7 @@ from grille.audit.event import Chain, Event, Outcome, Relation, Value, Verdict
 from grille.audit.fused import frame_events, session_piece, split, statement_event, statement_piece, values_piece
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-counts = st.one_of(st.just(0), st.integers(0, 1 << 70))
+counts = st.one_of(st.just(0), st.integers(0, (1 << 63) - 1))
 chains = st.builds(
     Chain,
     source=st.sampled_from(["comment", "setting", "startup", "none"]),

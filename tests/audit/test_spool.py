@@ -18,6 +18,7 @@ from grille.audit import chain, records
 from grille.audit.encoding import decode
 from grille.audit.event import Event, Outcome
 from grille.audit.evidence import Report, show, verify
+from grille.audit.fused import split
 from grille.audit.spool import AuditUnavailable, Spool, segments
 
 MakeEvent = Callable[..., Event]
@@ -170,6 +171,73 @@ def test_an_event_that_cannot_be_encoded_leaves_the_chain_whole(
     assert spool.append(make_event()) == 1
     spool.close()
     assert check(audit, key).events == 3
+
+
+# Groups
+
+
+def test_a_group_is_split_where_a_block_or_a_segment_is_full(
+    open_spool: OpenSpool, make_event: MakeEvent, audit: Path, key: Ed25519PrivateKey
+) -> None:
+    spool = open_spool(block_events=3, segment_bytes=2000)
+    spool.append(make_event())
+    intent = make_event(outcome=Outcome("intent"))
+    spool.append_encoded([split(event, 0) for event in (intent, *(make_event(text=f"{n}") for n in range(19)))])
+    assert 0 < spool.pending <= 3
+    assert {header.events for header in headers(audit / "worker-000")[1:]} == {3}
+    spool.close()
+    assert len(segments(audit / "worker-000")) > 2
+    report = check(audit, key)
+    kept = sorted(show(audit), key=lambda event: event.sequence)
+    assert [event.text for event in kept if event.text.isdigit()] == [f"{n}" for n in range(19)]
+    assert [event.sequence for event in kept] == list(range(report.events))
+    assert next(event.text for event in kept if event.name == "open-intents") == intent.id
+
+
+def test_a_group_of_blocks_of_one_event(
+    open_spool: OpenSpool, make_event: MakeEvent, audit: Path, key: Ed25519PrivateKey
+) -> None:
+    spool = open_spool(block_events=1, segment_bytes=1000)
+    spool.append_encoded([split(make_event(outcome=Outcome("intent")), 0) for _ in range(5)])
+    spool.append_encoded([])
+    spool.close()
+    assert check(audit, key).events > 7
+
+
+def test_a_header_covers_the_times_of_a_group(open_spool: OpenSpool, make_event: MakeEvent, audit: Path) -> None:
+    spool = open_spool()
+    for group in ((5, 3), (9, 1, 4)):
+        spool.append_encoded([split(make_event(time=f"2026-11-24T00:00:0{s}.000000Z"), 0) for s in group])
+    spool.seal()
+    header = headers(audit / "worker-000")[1]
+    assert (header.t_min, header.t_max) == ("2026-11-24T00:00:01.000000Z", "2026-11-24T00:00:09.000000Z")
+    assert (header.first_event, header.events) == (1, 5)
+    spool.close()
+
+
+def test_a_group_is_written_whole_or_not_at_all(
+    audit: Path, key: Ed25519PrivateKey, open_spool: OpenSpool, run_writer: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    script = """
+import resource
+from grille.audit.fused import split
+spool = open_spool()
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for number in range(10):
+    before = spool._segments[-1].size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 100 * number, hard))  # room for some of them
+    try:
+        spool.append_encoded([split(event("intent", text="refused"), 0) for _ in range(6)])
+    except AuditUnavailable:
+        os.write(1, b"refused;")
+    assert os.stat(spool._segments[-1].path).st_size == before and not spool._intents and not spool.pending
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+spool.append_encoded([split(event(text="kept"), 0) for _ in range(6)])
+spool.close()
+"""
+    assert run_writer(script, block_events=100).communicate()[0] == b"refused;" * 10
+    assert [event.text for event in show(audit) if event.kind == "statement"] == ["kept"] * 6
+    assert check(audit, key).events == 8
 
 
 # Runs

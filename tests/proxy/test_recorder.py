@@ -32,10 +32,13 @@ class GatedSpool(Spool):
     def __init__(self, directory: Path, *, block_events: int = 1024) -> None:
         self.gate = threading.Event()
         self.gate.set()
-        self.fail_syncs = 0
+        self.fail_syncs = self.syncs = 0
         super().__init__(directory, 0, KEY, block_events=block_events)
+        self.syncs = 0
+        """Syncs that were begun."""
 
     def sync(self) -> None:
+        self.syncs += 1
         self.gate.wait()
         if self.fail_syncs:
             self.fail_syncs -= 1
@@ -230,12 +233,17 @@ async def test_a_sync_that_hangs_refuses_and_does_not_wait_for_ever(
     recorder: Recorder, spool: GatedSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "SYNC_SECONDS", 0.05)
+    monkeypatch.setattr(recorder_module, "RETRY_SECONDS", 0.001)
     spool.gate.clear()
+    kept = asyncio.create_task(recorder.keep(event("power")))
     with pytest.raises(Refusal):
-        await asyncio.wait_for(recorder.keep(event("power")), 5)
+        await asyncio.wait_for(kept, 5)
     assert not recorder.healthy
+    await asyncio.wait([kept, asyncio.get_running_loop().create_future()], timeout=0.2)  # many retries
+    assert spool.syncs == 1  # no second one behind the one that hangs
     spool.gate.set()
     await until(lambda: recorder.healthy)
+    assert (spool.syncs, recorder.syncs_total) == (2, 2)
     await recorder.keep(event("power"))
 
 
@@ -400,6 +408,15 @@ async def test_what_was_submitted_is_kept_before_closing(recorder: Recorder, spo
     told.submit(3, "process")
     assert told.refused == [3]
     assert [kept.name for kept in show(tmp_path)] == ["start", "statement", "statement", "statement", "stop"]
+
+
+async def test_what_was_submitted_in_the_turn_of_closing_is_kept(recorder: Recorder, tmp_path: Path) -> None:
+    told = Told(recorder)
+    for number in range(3):
+        told.submit(number, "power")
+    await recorder.close()
+    assert (told.kept, told.refused) == ([0, 1, 2], [])
+    assert sealed(tmp_path) == 4
 
 
 async def test_an_intent_is_open_until_its_outcome_is_kept(recorder: Recorder, spool: GatedSpool) -> None:
