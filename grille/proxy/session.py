@@ -542,7 +542,7 @@ class Session:
             statement = Statement(text, message.types, _local(SessionCommand("answer")), chain, answer)
         else:
             (prepared,) = await self._enforcement.prepare(self._agent, text, message.types, simple=False)
-            statement = Statement(text, message.types, prepared, chain)
+            statement = Statement(text, message.types, prepared, chain, named=bool(message.name))
         self._refuse_in_failed_transaction(statement.prepared.action)
         undo = self._put(self._statements, message.name, statement)
         plan = statement.prepared.plan
@@ -1464,6 +1464,7 @@ def _own_plan(text: str) -> Plan:
         results=(),
         writes=False,
         row_check_plan=False,
+        shared=True,
     )
 
 

@@ -93,6 +93,7 @@ class Scripted:
                 results=(),
                 writes=statement.action != "select",
                 row_check_plan=False,
+                shared=True,
             )
             plan = msgspec.structs.replace(plan, **self.plans.get(one, {}))
             limits = self.limits.get(one, Limits())
