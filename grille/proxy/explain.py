@@ -112,7 +112,7 @@ def _print_prepared(agent: Agent, prepared: Prepared) -> None:
     _print_json("policy input", policy_input(agent, understood.operation))
     _print_json("decision", verdict.decision)
     print(f"\nrewritten ({plan.name})\n  {plan.sql}")
-    print(f"\nruns on     {_runs_on(plan)}")
+    print(f"\nruns on     {runs_on(plan)}")
     print("\nslots")
     encoded = {slot.parameter: slot.transformation for slot in plan.encode}
     first_injected = len(plan.parameter_types) - len(plan.injected)
@@ -145,7 +145,7 @@ def _print_prepared(agent: Agent, prepared: Prepared) -> None:
         print("\nrow check   every written row must satisfy the filter, or the statement fails (RO-02)")
 
 
-def _runs_on(plan: Plan) -> str:
+def runs_on(plan: Plan) -> str:
     """Where the plan may run, and what says so."""
     if not plan.pure:
         return "a connection of its own (it writes, locks rows, or runs what may leave a trace in the session)"

@@ -23,6 +23,7 @@ from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.rewrite import ColumnTerms, Compare, Plan, RelationTerms, Terms, rewrite
 from grille.protocols.postgres.statement import analyze, parse_text
 from grille.proxy.demo.cluster import Cluster
+from grille.proxy.explain import runs_on
 
 ROWS = 100_000
 SCHEMA = f"""
@@ -329,6 +330,23 @@ def test_the_keys_are_named(bank: Bank) -> None:
     joined = bank.plan("SELECT 1 FROM cust c JOIN acc a ON a.id = c.ref WHERE c.tenant = $1 AND c.no = $2")
     assert joined.keys == ("cust_tenant_no_title_key", "acc_pkey")
     assert bank.plan("SELECT 1").keys == ()
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("SELECT bal FROM acc WHERE id = 1", "a shared pipe (keyed by acc_pkey)"),
+        ("SELECT 1", "a shared pipe (it reads no table)"),
+        ("SELECT bal FROM acc LIMIT 5", "a shared pipe (at most 5 rows, and it may stop there)"),
+        ("SELECT bal FROM acc", "a connection of its own (not bounded by a key)"),
+        (
+            "DELETE FROM acc WHERE id = 1",
+            "a connection of its own (it writes, locks rows, or runs what may leave a trace in the session)",
+        ),
+    ],
+)
+def test_explain_tells_where_it_runs(bank: Bank, statement: str, told: str) -> None:
+    assert runs_on(bank.plan(statement)) == told
 
 
 def test_declared_parameter_types_count(bank: Bank) -> None:
