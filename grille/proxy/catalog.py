@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type
+from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type, UniqueKey
 from grille.proxy.config import Database
 
 # A sum over (row, inserting transaction) of each catalogue: any committed insert, update or delete changes it, also one
@@ -49,7 +49,8 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.reltype,
        EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
        EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
        coalesce((SELECT encode(sha256(convert_to(r.ev_action::text, 'UTF8')), 'hex') FROM pg_catalog.pg_rewrite r
-                 WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'), '')
+                 WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'), ''),
+       c.relrowsecurity
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_toast' AND n.nspname <> 'information_schema'
   AND c.relpersistence <> 't'
@@ -63,12 +64,18 @@ WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 
 ORDER BY a.attrelid, a.attnum
 """
 _KEYS = """
-SELECT i.indrelid, i.indisprimary,
-       ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, position)
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.position <= i.indnkeyatts ORDER BY k.position)
-FROM pg_catalog.pg_index i
-WHERE i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+SELECT i.indrelid, c.relname, key.columns, key.operands
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+     CROSS JOIN LATERAL (
+         SELECT array_agg(a.attname::text ORDER BY k.position) AS columns,
+                array_agg(o.opcintype::bigint ORDER BY k.position) AS operands,
+                bool_and(o.opcdefault AND o.oid < 16384 AND m.amname = 'btree' AND k.coll = a.attcollation) AS usual
+         FROM unnest(i.indkey, i.indclass, i.indcollation) WITH ORDINALITY k(attnum, class, coll, position)
+              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+              JOIN pg_catalog.pg_opclass o ON o.oid = k.class
+              JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod) key
+WHERE i.indisunique AND i.indisvalid AND i.indisready AND i.indislive AND i.indimmediate AND NOT i.indisexclusion
+  AND i.indpred IS NULL AND i.indexprs IS NULL AND key.usual
 ORDER BY i.indrelid, NOT i.indisprimary, i.indexrelid
 """
 _TYPES = """
@@ -93,7 +100,9 @@ WHERE n.nspname !~ '^pg_temp_'
 ORDER BY p.oid
 """
 _OPERATORS = """
-SELECT o.oid, n.nspname, o.oprname, o.oprleft, o.oprright, o.oprresult, o.oprcode::oid
+SELECT o.oid, n.nspname, o.oprname, o.oprleft, o.oprright, o.oprresult, o.oprcode::oid,
+       EXISTS (SELECT 1 FROM pg_catalog.pg_amop a JOIN pg_catalog.pg_am m ON m.oid = a.amopmethod
+               WHERE a.amopopr = o.oid AND a.amopstrategy = 3 AND m.amname = 'btree' AND a.oid < 16384)
 FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 WHERE n.nspname = 'pg_catalog'
 ORDER BY o.oid
@@ -153,9 +162,9 @@ def _snapshot(system: str, version: int, name: str, rows: dict[str, list[asyncpg
     columns: dict[int, list[Column]] = {}
     for row in rows["columns"]:
         columns.setdefault(row[0], []).append(Column(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]))
-    keys: dict[int, list[tuple[str, ...]]] = {}
+    keys: dict[int, list[UniqueKey]] = {}
     for row in rows["keys"]:
-        keys.setdefault(row[0], []).append(tuple(row[2]))
+        keys.setdefault(row[0], []).append(UniqueKey(row[1], tuple(row[2]), tuple(row[3])))
     relations = {}
     for row in rows["relations"]:
         relations[row[1], row[2]] = Relation(
@@ -170,6 +179,7 @@ def _snapshot(system: str, version: int, name: str, rows: dict[str, list[asyncpg
             has_triggers=row[6],
             has_rules=row[7],
             definition_hash=row[8],
+            row_security=row[9],
         )
     parts = (
         system,

@@ -214,7 +214,7 @@ class Ready:
         self.named = plan
         """The plan under the name of a statement that the client has prepared itself."""
         if plan is not None and not plan.shared:
-            self.named = msgspec.structs.replace(plan, name=plan.name + agent.fingerprint[:8])
+            self.named = msgspec.structs.replace(plan, name=f"{plan.name}_{agent.fingerprint[:12]}")
         self.command = prepared.command
         self.expires = expires
         """Monotonic time."""

@@ -16,6 +16,7 @@ from grille.policies.pdp import DecisionError, PolicyUnavailable
 from grille.policies.wasm import BundleError, WasmEngine
 from grille.protocols.operation import Operation
 from grille.protocols.postgres.analysis import Sensitive
+from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import connect, read_catalog
@@ -111,6 +112,7 @@ def _print_prepared(agent: Agent, prepared: Prepared) -> None:
     _print_json("policy input", policy_input(agent, understood.operation))
     _print_json("decision", verdict.decision)
     print(f"\nrewritten ({plan.name})\n  {plan.sql}")
+    print(f"\nruns on     {runs_on(plan)}")
     print("\nslots")
     encoded = {slot.parameter: slot.transformation for slot in plan.encode}
     first_injected = len(plan.parameter_types) - len(plan.injected)
@@ -141,6 +143,17 @@ def _print_prepared(agent: Agent, prepared: Prepared) -> None:
         print(f"  {index + 1}  {become}")
     if plan.row_check_plan:
         print("\nrow check   every written row must satisfy the filter, or the statement fails (RO-02)")
+
+
+def runs_on(plan: Plan) -> str:
+    """Where the plan may run, and what says so."""
+    if not plan.pure:
+        return "a connection of its own (it writes, locks rows, or runs what may leave a trace in the session)"
+    if plan.keyed:
+        return f"a shared pipe ({'keyed by ' + ', '.join(plan.keys) if plan.keys else 'it reads no table'})"
+    if plan.limited is not None:
+        return f"a shared pipe (at most {plan.limited} rows, and it may stop there)"
+    return "a connection of its own (not bounded by a key)"
 
 
 def _print_json(title: str, value: object) -> None:

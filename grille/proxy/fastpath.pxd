@@ -23,6 +23,7 @@ cdef class Item:
     cdef public object values
     cdef public bytes wire
     cdef public bytes says
+    cdef public bint unnamed
     cdef public bint simple
     cdef public bint describe
     cdef public object described

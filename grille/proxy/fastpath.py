@@ -207,6 +207,8 @@ class Item:
         """Bind, from its formats on to its result formats."""
         self.says = b""
         """ParseComplete and BindComplete, where the client is to see them."""
+        self.unnamed = ready.plan is not None and not ready.plan.shared
+        """It is parsed each time, since a plan that the server kept would serve other values badly."""
         self.simple = False
         self.describe = False
         """The client is to see a RowDescription."""
@@ -1027,7 +1029,9 @@ class Lane:
                     elif bind.values:
                         return _SLOW
                     item = Item(ready, text, statement.types, values)
-                    item.plan = ready.named
+                    if bind.statement:
+                        item.plan = ready.named
+                        item.unnamed = False
                     item.result_formats = bind.result_formats
                     if not self._bind(item, bind.formats if bind.values else (), bind.result_formats):
                         return _SLOW
@@ -1269,7 +1273,7 @@ class Lane:
             plan = item.plan
             if plan is None:
                 continue
-            if item.simple and item.ready.command is None and not plan.shared:
+            if item.unnamed:
                 name = ""
             else:
                 name = plan.name
@@ -1315,6 +1319,7 @@ class Lane:
             self._answer(unit, kind.upper())
             return _TAKEN
         item.plan = own_plan(command.text)
+        item.unnamed = False
         item.wire = b"\0\0\0\0\0\0"
         item.describe = False
         self._own(unit, session.relay.connection)

@@ -78,7 +78,7 @@ _POISON: Final = "grille_denied"
 class Statement:
     """One statement that the client has prepared, under whatever name."""
 
-    __slots__ = ("answer", "chain", "encoded", "prepared", "text", "types")
+    __slots__ = ("answer", "chain", "encoded", "named", "prepared", "text", "types")
 
     def __init__(
         self,
@@ -87,6 +87,8 @@ class Statement:
         prepared: Prepared,
         chain: Chain | None,
         answer: Answer | None = None,
+        *,
+        named: bool = False,
     ) -> None:
         self.text = text
         self.encoded = text.encode()
@@ -96,6 +98,8 @@ class Statement:
         """What the statement's own comment said of where it comes from."""
         self.answer = answer
         """What the proxy answers by itself."""
+        self.named = named
+        """The client gave it a name: it will be bound again."""
 
 
 class Portal:
@@ -291,6 +295,8 @@ class Relay:
         """True while upstream works on a segment."""
         self._rows: list[list[bytes | None]] = []
         self._rows_bytes = 0
+        self._unnamed: Plan | None = None
+        """The plan that the unnamed statement holds at this place of the segment being composed."""
         self._refusal: Refusal | None = None
         self._current: Run | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -310,6 +316,7 @@ class Relay:
             raise RuntimeError("there is no upstream connection to send on")
         requests = bytearray()
         expectations: list[Expectation] = []
+        self._unnamed = None
         for number, step in enumerate(steps):
             self._encode(connection, step, number, requests, expectations)
         if sync:
@@ -346,14 +353,16 @@ class Relay:
             requests += Bind("", _POISON).encode()
             expectations.append(Expectation(Request.BIND, ours=True, item=number))
             return
+        name = self._name(step)
         if plan is not None and kind in (Kind.PARSE, Kind.BIND, Kind.DESCRIBE_STATEMENT):
-            if plan.name:
-                requests += connection.prepare(plan.name, plan.sql, plan.parameter_types, expectations, item=number)
-            else:
+            if name:
+                requests += connection.prepare(name, plan.sql, plan.parameter_types, expectations, item=number)
+            elif self._unnamed is not plan:
                 requests += Parse("", plan.sql, plan.parameter_types).encode()
                 expectations.append(Expectation(Request.PARSE, ours=True, item=number))
+                self._unnamed = plan
         if kind is Kind.DESCRIBE_STATEMENT and plan is not None:
-            requests += Describe("S", plan.name).encode()
+            requests += Describe("S", name).encode()
             expectations.append(Expectation(Request.DESCRIBE_STATEMENT, item=number))
         if portal is None:
             return
@@ -362,7 +371,7 @@ class Relay:
             if len(result_formats) > 1:
                 result_formats = (0,) * plan.hidden_columns + result_formats
             formats, values = portal.wire
-            requests += Bind(portal.upstream, plan.name, tuple(formats), tuple(values), result_formats).encode()
+            requests += Bind(portal.upstream, name, tuple(formats), tuple(values), result_formats).encode()
             expectations.append(Expectation(Request.BIND, ours=not step.visible, item=number))
             portal.wire = ((), ())
         elif kind is Kind.DESCRIBE_PORTAL:
@@ -374,6 +383,21 @@ class Relay:
         elif kind is Kind.CLOSE_PORTAL:
             requests += Close("P", portal.upstream).encode()
             expectations.append(Expectation(Request.CLOSE, ours=not step.visible, item=number))
+
+    def _name(self, step: Step) -> str:
+        """What the statement of a step is called upstream; empty: it is parsed each time.
+
+        The server keeps one plan for all values once a named statement was run a few times, so that an agent could
+        choose the plan of all others: only a plan for which that makes no difference is shared by name
+        (docs/explanation/how-a-statement-flows.md).
+        """
+        if step.plan is None:
+            return ""
+        if step.plan.shared:
+            return step.plan.name
+        if step.portal is None or not step.portal.statement.named:
+            return ""
+        return f"{step.plan.name}_{self._agent.fingerprint[:12]}"
 
     @staticmethod
     def _cap(step: Step) -> int:
@@ -701,6 +725,7 @@ def own_plan(text: str) -> Plan:
         results=(),
         writes=False,
         row_check_plan=False,
+        shared=True,
     )
 
 

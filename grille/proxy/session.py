@@ -705,7 +705,7 @@ class Session:
             statement = Statement(text, message.types, _local(SessionCommand("answer")), chain, answer)
         else:
             (prepared,) = await self._enforcement.prepare(self.agent, text, message.types, simple=False)
-            statement = Statement(text, message.types, prepared, chain)
+            statement = Statement(text, message.types, prepared, chain, named=bool(message.name))
         self._refuse_in_failed_transaction(statement.prepared.action)
         undo = self._put(self.statements, message.name, statement)
         plan = statement.prepared.plan

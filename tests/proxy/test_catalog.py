@@ -10,7 +10,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.catalog import Catalog, UniqueKey
 from grille.proxy.authority import Authority
 from grille.proxy.catalog import CatalogWatch, connect, read_catalog
 from grille.proxy.config import Database
@@ -99,7 +99,11 @@ async def test_what_a_snapshot_holds(bank: tuple[Cluster, str]) -> None:
     assert [column.not_null for column in account.columns] == [True, True, False, False, False]
     assert [column.has_default for column in account.columns] == [False, False, False, True, True]
     assert [column.generated for column in account.columns] == ["", "", "", "", "s"]
-    assert account.unique_keys == (("id",), ("iban",), ("owner", "opened"))
+    assert account.unique_keys == (
+        UniqueKey("account_pkey", ("id",), (23,)),
+        UniqueKey("account_iban_key", ("iban",), (25,)),
+        UniqueKey("account_owner_opened_key", ("owner", "opened"), (25, 1082)),
+    )
     assert (account.kind, account.has_triggers, account.has_rules, account.definition_hash) == ("r", False, False, "")
     assert catalog.types[account.row_type].relation == account.oid
     assert relations["bank", "child"].parents == (account.oid,)
@@ -167,6 +171,10 @@ DDL = [
     "ALTER TABLE bank.child NO INHERIT bank.account",
     "ALTER SCHEMA bank RENAME TO banking",
     "CREATE UNIQUE INDEX ON bank.account (twice)",
+    "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'bank.account_pkey'::regclass",
+    "ALTER TABLE bank.account DROP CONSTRAINT account_iban_key",
+    "ALTER INDEX bank.account_pkey RENAME TO renamed",
+    "ALTER TABLE bank.account ENABLE ROW LEVEL SECURITY",
     "CREATE TRIGGER more BEFORE UPDATE ON bank.account FOR EACH ROW EXECUTE FUNCTION bank.touch()",
     "DROP TRIGGER touched ON bank.child",
     "DROP RULE redirected ON bank.part_2",

@@ -96,6 +96,7 @@ class Scripted:
                 results=(),
                 writes=statement.action != "select",
                 row_check_plan=False,
+                shared=True,
             )
             plan = msgspec.structs.replace(plan, **self.plans.get(one, {}))
             limits = self.limits.get(one, Limits())
@@ -1363,3 +1364,40 @@ async def test_psycopg_runs_unchanged(world: World) -> None:
                 await connection.execute("INSERT INTO t VALUES (%s, %s)", (20_000 + n, "p"))
         await connection.rollback()
     assert world.direct("SELECT count(*) FROM t WHERE id >= 20000") == [(0,)]
+
+
+async def test_only_plans_that_no_value_can_spoil_share_a_named_statement(world: World) -> None:
+    """The rest is parsed each time, or named for the one agent that prepared it."""
+    shared, own, names = "SELECT 1 AS a", "SELECT 2 AS b", "SELECT name FROM pg_prepared_statements ORDER BY 1"
+    for text in (own, names):
+        world.scripted.plans[text] = {"shared": False}
+    for agent in ("a", "b"):
+        world.agent = msgspec.structs.replace(world.agent, fingerprint=agent * 64)
+        client = await world.client()
+        for text in (shared, own):
+            assert kinds(await client.query(text)) == "TDCZ"
+            for name in ("", "s"):
+                messages = await client.ask(Parse(name, text), Describe("S", name), Bind("", name), Execute(""), Sync())
+                assert kinds(messages) == "1tT2DCZ"
+                messages = await client.ask(Bind("", name), Execute(""), Sync())
+                assert kinds(messages) == "2DCZ"
+                assert rows(messages) == [(b"1" if text == shared else b"2",)]
+            await client.ask(Close("S", "s"), Sync())
+        found = [name.decode() for (name,) in rows(await client.query(names)) if name]
+    plans = {text: (await world.scripted.prepare(world.agent, text))[0].plan for text in (shared, own)}
+    assert len(found) == 3
+    assert found[0].startswith("g")
+    assert set(found) == {plans[shared].name, plans[own].name + "_" + 12 * "a", plans[own].name + "_" + 12 * "b"}
+
+
+async def test_the_unnamed_statement_upstream_is_always_the_one_that_is_bound(world: World) -> None:
+    first, other = "SELECT 1 AS a", "SELECT 2 AS b"
+    for text in (first, other):
+        world.scripted.plans[text] = {"shared": False}
+    client = await world.client()
+    messages = await client.ask(
+        Parse("", first), Bind("p", ""), Parse("", other), Bind("", ""), Execute("p"), Execute(""), Sync()
+    )
+    assert kinds(messages) == "1212DCDCZ"
+    assert rows(messages) == [(b"1",), (b"2",)]
+    assert rows(await client.query(f"{first}; {other}; {other}; {first}")) == [(b"1",), (b"2",), (b"2",), (b"1",)]

@@ -11,6 +11,7 @@ decision is known (`Site`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
@@ -21,7 +22,7 @@ from postgast import pg_query_pb2 as pb
 from grille.controls import Refusal
 from grille.protocols.operation import Access, Operation, RelationUse
 from grille.protocols.postgres import tree
-from grille.protocols.postgres.catalog import Catalog, Relation
+from grille.protocols.postgres.catalog import Catalog, Column, Relation
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.tree import Node, kind_of
@@ -42,6 +43,14 @@ MAX_COLUMNS: Final = 1664
 MAX_RELATIONS: Final = 500
 HIDDEN: Final = "grille:"
 """Identifiers that begin so are Grille's own and refused from agents."""
+
+MAX_LISTED: Final = 64
+"""Elements of an IN list, or rows of a VALUES list, up to which a statement counts as bounded."""
+
+_DATED: Final = re.compile(r"\d|now|today|tomorrow|yesterday", re.IGNORECASE)
+"""What a string must hold for its value as a date or time to depend on the clock or on TimeZone."""
+_UNDATED_CATEGORIES: Final = frozenset("BEINSTUV")
+"""pg_type.typcategory: boolean, enum, network, numeric, string, timespan, user-defined, bit string."""
 
 _LEAVES: Final = frozenset({"Node", "String", "A_Star", "Integer", "Float", "Boolean", "BitString"})
 """Messages without a part that could be evaluated."""
@@ -193,6 +202,8 @@ class Entry:
     owners: tuple[Item, ...]
     merged: bool = False
     """A column merged by USING or NATURAL."""
+    origin: tuple[Item, str] | None = None
+    """The item and its field that this is, if it is a single one: not so for a FULL JOIN's merged column."""
 
 
 @dataclass(slots=True)
@@ -278,6 +289,20 @@ class WriteSite:
     on_conflict: Literal["", "nothing", "update"] = ""
 
 
+@dataclass(slots=True)
+class Binding:
+    """A leakproof equality that every row of `item` that is read must satisfy: ``column = constant`` and the like."""
+
+    item: Item
+    column: str
+    operand: int
+    """The type that the operator takes on the column's side."""
+    source: Item | None
+    """The item whose column it is equal to; None: constants or parameters."""
+    values: int
+    """How many; more than one for an IN list."""
+
+
 Site = RelationSite | QualSite | FenceSite | LiteralSite | WriteSite
 
 
@@ -298,6 +323,18 @@ class Analysis:
         self.equalities: set[str] = set()
         """Sensitive columns that take part in an equality or grouping."""
         self.locks = False
+        self.bindings: list[Binding] = []
+        self.listed = 1
+        """Rows of all VALUES lists, multiplied."""
+        self.unbounded = False
+        """It reads something else than relations that can be bounded by a key: a set-returning function, a recursive
+        query, the catalogue, or a function of the database's own that may read tables."""
+        self.impure = False
+        """It runs, or may run, code of the database's own that is volatile or that the snapshot does not hold."""
+        self.aggregated = False
+        """The outermost SELECT has an aggregate or window function."""
+        self.dated = False
+        """A constant stays in it whose value may depend on the clock or on TimeZone when the server parses it."""
 
 
 @dataclass(slots=True)
@@ -343,6 +380,8 @@ class Analyzer:
         self._in_qual = False
         self._in_predicate = False
         self._volatile_seen = False
+        self._outermost = True
+        """Not within FROM or WITH: an aggregate here may be the outermost SELECT's."""
         self._bare: list[tuple[Item, str]] = []
         """Columns read outside aggregates by select list, HAVING and ORDER BY."""
         self._visited: dict[int, Any] = {}
@@ -354,6 +393,7 @@ class Analyzer:
         kind = kind_of(statement)
         action = kind.removesuffix("_stmt")
         self._result.statement = statement
+        self._result.impure = not self._purity.quiet_casts
         root = Scope(None, Namespace(), {})
         for declared in self._parameter_types:
             if declared not in (0, UNKNOWN) and not self._resolver.harmless(declared):
@@ -418,7 +458,7 @@ class Analyzer:
         """Returns the output columns and the governed relations below, also those that it reads of outer levels."""
         references, self._references = self._references, {}
         fields, inner = self._query(select, parent)
-        below = (relation for item in self._references for relation in _relations_of(item))
+        below = (relation for item in self._references for relation in relations_of(item))
         inner = list(dict.fromkeys([*inner, *below]))
         self._references = {**references, **self._references}
         for candidate in fields:
@@ -432,8 +472,11 @@ class Analyzer:
             raise _too_many_columns()
         scope = Scope(parent, Namespace(), {})
         inner: list[Item] = []
+        outermost = self._outermost
         if select.HasField("with_clause"):
+            self._outermost = False
             inner += self._with(select.with_clause, scope)
+            self._outermost = outermost
         if select.op != pb.SETOP_NONE:
             return self._set_operation(select, scope, inner)
         if select.values_lists:
@@ -441,11 +484,13 @@ class Analyzer:
             self._sort(select.sort_clause, scope, fields, outputs_only=True)
             self._limits(select, scope)
             return fields, inner
+        self._outermost = False
         for node in select.from_clause:
             namespace = self._from(node, scope)
             scope.namespace.add(namespace)
+        self._outermost = outermost
         for item in scope.namespace.items:
-            inner += _relations_of(item)
+            inner += relations_of(item)
         self._expand_stars(select.target_list, scope, select=select)
         if not select.target_list:
             raise Refusal(
@@ -455,7 +500,7 @@ class Analyzer:
                 hint="Name at least one column or constant.",
             )
         if select.HasField("where_clause"):
-            self._qual(select.where_clause, scope)
+            self._qual(select.where_clause, scope, binds=scope.namespace.items)
         bare, self._bare = self._bare, []
         fields = [self._output(target.res_target, scope) for target in select.target_list]
         outputs, self._bare = self._bare, []
@@ -506,6 +551,7 @@ class Analyzer:
 
     def _values(self, select: Any, scope: Scope) -> list[Field]:
         plain: list[bool] = []
+        self._result.listed *= len(select.values_lists)
         for row in select.values_lists:
             self._closed(row.list)
             plain += [True] * (len(row.list.items) - len(plain))
@@ -517,6 +563,7 @@ class Analyzer:
 
     def _with(self, clause: Any, scope: Scope) -> list[Item]:
         self._closed(clause)
+        self._result.unbounded = self._result.unbounded or clause.recursive
         inner: list[Item] = []
         for node in clause.ctes:
             cte = node.common_table_expr
@@ -574,6 +621,7 @@ class Analyzer:
             if not insert.cols and width is not None:
                 names = names[:width]
             if query.values_lists:
+                self._result.listed *= len(query.values_lists)
                 if any(d.name not in ("values_lists", "op", "limit_option") for d, _ in query.ListFields()):
                     raise Refusal(
                         "ST-02", "VALUES with WITH, ORDER BY or LIMIT is not supported in INSERT.", sqlstate="0A000"
@@ -636,7 +684,7 @@ class Analyzer:
         for node in update.from_clause:
             scope.namespace.add(self._from(node, scope))
         if update.HasField("where_clause"):
-            self._qual(update.where_clause, scope)
+            self._qual(update.where_clause, scope, binds=scope.namespace.items)
         names = self._assignments(update.target_list, item, scope)
         self._written(item, "update", names)
         self._returning(update, scope)
@@ -652,7 +700,7 @@ class Analyzer:
         for node in delete.using_clause:
             scope.namespace.add(self._from(node, scope))
         if delete.HasField("where_clause"):
-            self._qual(delete.where_clause, scope)
+            self._qual(delete.where_clause, scope, binds=scope.namespace.items)
         self._returning(delete, scope)
         self._result.sites.append(WriteSite(delete, "delete", item, (), delete.HasField("returning_clause")))
 
@@ -775,6 +823,7 @@ class Analyzer:
         if len(self._result.items) >= MAX_RELATIONS:
             raise Refusal("ST-06", f"A statement reads at most {MAX_RELATIONS} relations.", sqlstate="54000")
         self._result.items.append(item)
+        self._result.impure = self._result.impure or relation.kind == "v" or relation.row_security
         self._result.sites.append(RelationSite(item))
         return _namespace_of(item)
 
@@ -799,6 +848,7 @@ class Analyzer:
         subselect = pb.RangeSubselect(subquery=pb.Node(select_stmt=select), alias=pb.Alias(aliasname=name))
         node.CopyFrom(pb.Node(range_subselect=subselect))
         self._built(node)
+        self._result.unbounded = True
         return _namespace_of(Item(name, "catalogue", fields))
 
     def _join(self, join: Any, scope: Scope) -> Namespace:
@@ -818,11 +868,14 @@ class Analyzer:
             else:
                 join.quals.CopyFrom(tree.boolean_constant(True))
         result = Namespace(items=left.items + right.items)
+        binds = {pb.JOIN_INNER: result.items, pb.JOIN_LEFT: right.items, pb.JOIN_RIGHT: left.items}.get(
+            join.jointype, []
+        )
         merged: list[str] = []
         for node in join.using_clause:
             name = node.string.sval
             merged.append(name)
-            result.entries.append(self._merged(name, left, right, join))
+            result.entries.append(self._merged(name, left, right, join, binds))
         result.entries += [e for e in left.entries if e.name not in merged]
         result.entries += [e for e in right.entries if e.name not in merged]
         if join.HasField("quals"):
@@ -830,10 +883,11 @@ class Analyzer:
                 join.quals,
                 Scope(scope.parent, result, scope.ctes),
                 grouped="full" if join.jointype == pb.JOIN_FULL else "",
+                binds=binds,
             )
         return result
 
-    def _merged(self, name: str, left: Namespace, right: Namespace, join: Any) -> Entry:
+    def _merged(self, name: str, left: Namespace, right: Namespace, join: Any, binds: Sequence[Item]) -> Entry:
         """A column merged by USING: an implicit equality."""
         one, other = _unique(left, name), _unique(right, name)
         label = None
@@ -854,10 +908,13 @@ class Analyzer:
             guarded = tuple(item for item in items if item.kind != "derived")
             if guarded:
                 self._result.sites.append(QualSite(None, guarded, "full"))
+        elif one.origin is not None and other.origin is not None:
+            self._bind_columns(one.origin, other.origin, binds)
         chosen = other if join.jointype == pb.JOIN_RIGHT else one
         plain = one.field.plain and other.field.plain
         kind = chosen.field.type if one.field.type == other.field.type else None
-        return Entry(name, Field(name, kind, label, plain), one.owners + other.owners, True)
+        origin = None if join.jointype == pb.JOIN_FULL else chosen.origin
+        return Entry(name, Field(name, kind, label, plain), one.owners + other.owners, True, origin)
 
     def _range_subselect(self, sub: Any, scope: Scope) -> Namespace:
         self._closed(sub)
@@ -1053,12 +1110,22 @@ class Analyzer:
         name = target.name or _figure_name(target.val)
         return Field(name, info.type, info.label, info.leakproof, target.val)
 
-    def _qual(self, node: Node, scope: Scope, *, grouped: Literal["", "having", "full"] = "") -> None:
-        """A condition of WHERE, ON or HAVING: each conjunct is classified on its own."""
+    def _qual(
+        self,
+        node: Node,
+        scope: Scope,
+        *,
+        grouped: Literal["", "having", "full"] = "",
+        binds: Sequence[Item] = (),
+    ) -> None:
+        """A condition of WHERE, ON or HAVING: each conjunct is classified on its own.
+
+        `binds`: the items of which it removes rows before they are read further.
+        """
         if kind_of(node) == "bool_expr" and node.bool_expr.boolop == pb.AND_EXPR:
             self._closed(node.bool_expr)
             for part in node.bool_expr.args:
-                self._qual(part, scope, grouped=grouped)
+                self._qual(part, scope, grouped=grouped, binds=binds)
             return
         outer, self._references = self._references, {}
         was_volatile, self._volatile_seen = self._volatile_seen, False
@@ -1066,7 +1133,9 @@ class Analyzer:
         was_qual, self._in_qual = self._in_qual, True
         info = self._expression_bool(node, scope)
         self._in_predicate, self._in_qual = was, was_qual
-        if not info.leakproof:
+        if info.leakproof:
+            self._bind(node, scope, binds)
+        else:
             # A volatile condition runs for each row, whether it reads one or not.
             own = scope.namespace.items if self._volatile_seen else []
             items = tuple(dict.fromkeys(part for item in (*self._references, *own) for part in _with_arguments(item)))
@@ -1080,6 +1149,103 @@ class Analyzer:
                 self._result.sites.append(QualSite(node, guarded, grouped))
         self._volatile_seen = self._volatile_seen or was_volatile
         self._references = {**outer, **self._references}
+
+    def _bind(self, node: Node, scope: Scope, binds: Sequence[Item]) -> None:
+        """Note what a conjunct makes equal: ``a = b``, ``(a, b) = (c, d)``, ``a IN (...)``."""
+        if kind_of(node) != "a_expr" or node.a_expr.name[-1].string.sval != "=":
+            return
+        message = node.a_expr
+        if message.kind == pb.AEXPR_IN:
+            self._bind_column(message.lexpr, message.rexpr.list.items, scope, binds)
+        elif message.kind == pb.AEXPR_OP and message.HasField("lexpr"):
+            pairs = [(message.lexpr, message.rexpr)]
+            if kind_of(message.lexpr) == "row_expr" and kind_of(message.rexpr) == "row_expr":
+                pairs = list(zip(message.lexpr.row_expr.args, message.rexpr.row_expr.args, strict=True))
+            for left, right in pairs:
+                origins = self._origin(left, scope), self._origin(right, scope)
+                if origins[0] is not None and origins[1] is not None:
+                    self._bind_columns(origins[0], origins[1], binds)
+                else:
+                    self._bind_column(left, [right], scope, binds)
+                    self._bind_column(right, [left], scope, binds, swapped=True)
+
+    def _bind_column(
+        self, node: Node, values: Sequence[Node], scope: Scope, binds: Sequence[Item], *, swapped: bool = False
+    ) -> None:
+        """A column is equal to one of `values`, if they are constants or parameters."""
+        origin = self._origin(node, scope)
+        if origin is None or origin[0] not in binds or len(values) > MAX_LISTED:
+            return
+        item, name = origin
+        column = _real_column(item, name)
+        if column is None:
+            return
+        operands = set()
+        for value in values:
+            given = self._constant_operand(value, column)
+            if given is None:
+                return
+            operands.add(self._equal_operand(self._base(column.type_oid), given, swapped=swapped))
+        if len(operands) == 1 and (operand := operands.pop()):
+            self._result.bindings.append(Binding(item, column.name, operand, None, len(values)))
+
+    def _bind_columns(self, left: tuple[Item, str], right: tuple[Item, str], binds: Sequence[Item]) -> None:
+        """Two columns are equal: each bounds the other, if that is of another item."""
+        if left[0] is right[0]:
+            return
+        types = self._column_of(*left).type, self._column_of(*right).type
+        for one, other, kinds, swapped in ((left, right, types, False), (right, left, types[::-1], True)):
+            column, source = _real_column(*one), _real_column(*other)
+            if one[0] not in binds or column is None:
+                continue
+            if column.collation and (source is None or source.collation != column.collation):
+                continue
+            operand = self._equal_operand(kinds[0], kinds[1], swapped=swapped)
+            if operand:
+                self._result.bindings.append(Binding(one[0], column.name, operand, other[0], 1))
+
+    def _equal_operand(self, column: int | None, other: int | None, *, swapped: bool) -> int:
+        """What ``column = other`` (`swapped`: ``other = column``) takes on the column's side; 0 if it is not known."""
+        found = self._resolver.operator("=", *((other, column) if swapped else (column, other)))
+        if len(found) != 1 or not found[0].equality:
+            return 0
+        return found[0].right if swapped else found[0].left
+
+    def _constant_operand(self, node: Node, column: Column) -> int | None:
+        """The type of a constant or parameter, cast or not; None for anything else, or for one of another collation."""
+        outer: int | None = None
+        while kind_of(node) == "type_cast":
+            wanted = self._type(node.type_cast.type_name)
+            if column.collation and wanted not in TEXT_LIKE:
+                return None
+            outer = wanted if outer is None else outer
+            node = node.type_cast.arg
+        if kind_of(node) == "a_const" and not node.a_const.isnull:
+            kind = _constant_type(node.a_const)
+        elif kind_of(node) == "param_ref":
+            number = node.param_ref.number
+            kind = self._parameter_types[number - 1] if number <= len(self._parameter_types) else 0
+            kind = kind or UNKNOWN
+        else:
+            return None
+        if column.collation and kind not in TEXT_LIKE:
+            return None
+        return kind if outer is None else self._base(outer)
+
+    def _origin(self, node: Node, scope: Scope) -> tuple[Item, str] | None:
+        """The item and field that a column reference means, once it has been resolved."""
+        if kind_of(node) != "column_ref":
+            return None
+        parts = [part.string.sval for part in node.column_ref.fields]
+        if len(parts) > 1:
+            return self._find_item(parts[:-1], scope), parts[-1]
+        level: Scope | None = scope
+        while level is not None:
+            for entry in level.namespace.entries:
+                if entry.name == parts[0]:
+                    return entry.origin
+            level = level.parent
+        return None
 
     def _unshadowed(self, item: Item, scope: Scope) -> None:
         """Refuse a guard whose name would mean another item here."""
@@ -1146,7 +1312,7 @@ class Analyzer:
                 continue
             assert item.relation is not None  # noqa: S101
             visible = {column.name: f.name for column, f in zip(item.relation.columns, item.fields, strict=True)}
-            if any(all((item, visible[part]) in grouped for part in key) for key in item.relation.unique_keys):
+            if any(all((item, visible[part]) in grouped for part in key.columns) for key in item.relation.unique_keys):
                 node = pb.Node(column_ref=tree.column(item.name, name).column_ref)
                 select.group_clause.append(node)
                 self._built(select.group_clause[-1])
@@ -1247,6 +1413,7 @@ class Analyzer:
             return self._column_ref(node, scope)
         if kind == "a_const":
             self._closed(node.a_const)
+            self._result.dated = self._result.dated or bool(_DATED.search(node.a_const.sval.sval))
             return _Info(_constant_type(node.a_const), None, True, True)
         if kind == "param_ref":
             self._closed(node.param_ref)
@@ -1523,9 +1690,14 @@ class Analyzer:
             if not self._purity.pure(candidate.oid):
                 raise _function_refusal(name)
             self._functions.add(f"{candidate.schema}.{candidate.name}")
+            own = candidate.schema != "pg_catalog"
+            self._result.impure = self._result.impure or (own and candidate.volatility == "v")
+            self._result.unbounded = self._result.unbounded or candidate.returns_set
+            self._result.unbounded = self._result.unbounded or (own and candidate.volatility != "i")
         aggregate = any(c.kind in "aw" for c in candidates)
         if aggregate and not message.HasField("over"):
             del self._bare[bare:]
+        self._result.aggregated = self._result.aggregated or (self._outermost and aggregate)
         volatile = any(c.volatility == "v" for c in candidates)
         self._volatile_seen = self._volatile_seen or volatile
         constant = bool(infos) and all(i.constant for i in infos) and not aggregate and not volatile
@@ -1568,12 +1740,15 @@ class Analyzer:
         )
 
     def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        dated = self._result.dated
         info = self._expression(message.arg, scope)
         wanted = self._type(message.type_name)
         if info.label is not None:
             raise _token_refusal(info.label, "be cast")
         if not self._resolver.castable(info.type, wanted):
             raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
+        if kind_of(message.arg) == "a_const" and self._catalog.types[wanted].category in _UNDATED_CATEGORIES:
+            self._result.dated = dated
         # A modifier runs code: numeric(3,0) raises for larger numbers.
         leakproof = info.leakproof and (
             info.constant
@@ -1768,11 +1943,11 @@ def _own_identifier(*names: str) -> None:
             raise Refusal("ST-02", f'Identifiers that begin with "{HIDDEN}" are reserved.', sqlstate="42939")
 
 
-def _relations_of(item: Item) -> list[Item]:
+def relations_of(item: Item) -> list[Item]:
     """The governed relations that an item is or holds."""
     if item.kind in ("relation", "target"):
         return [item]
-    return [relation for part in item.arguments for relation in _relations_of(part)] or item.inner
+    return [relation for part in item.arguments for relation in relations_of(part)] or item.inner
 
 
 def _with_arguments(item: Item) -> list[Item]:
@@ -1794,7 +1969,18 @@ def _name_outputs(select: Any, fields: Sequence[Field]) -> None:
 
 
 def _namespace_of(item: Item) -> Namespace:
-    return Namespace([Entry(f.name, f, (item,)) for f in item.fields], [item])
+    return Namespace([Entry(f.name, f, (item,), origin=(item, f.name)) for f in item.fields], [item])
+
+
+def _real_column(item: Item, name: str) -> Column | None:
+    """The catalogue's column behind a field of a governed relation; None for other items."""
+    if item.kind not in ("relation", "target"):
+        return None
+    assert item.relation is not None  # noqa: S101
+    for field_, column in zip(item.fields, item.relation.columns, strict=True):
+        if field_.name == name:
+            return column
+    return None
 
 
 def _renamed(fields: list[Field], names: Sequence[str]) -> list[Field]:

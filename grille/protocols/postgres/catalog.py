@@ -24,6 +24,19 @@ class Column(msgspec.Struct, frozen=True):
     collation: int = 0
 
 
+class UniqueKey(msgspec.Struct, frozen=True):
+    """A unique index in which an equality on all columns finds at most one row (pg_index).
+
+    Valid, ready, immediate, neither partial nor on expressions; a btree of the server's own default operator classes,
+    under the collations of its columns.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    operands: tuple[int, ...]
+    """By column, the type that its operator class compares: the index serves an `Operator.equality` on that type."""
+
+
 class Relation(msgspec.Struct, frozen=True):
     """One row of pg_class (tables, partitioned tables, views, materialized views, foreign tables)."""
 
@@ -35,14 +48,16 @@ class Relation(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
     parents: tuple[int, ...] = ()
     """OIDs of direct inheritance parents or the partitioned table (pg_inherits)."""
-    unique_keys: tuple[tuple[str, ...], ...] = ()
-    """Column names of each valid, non-partial, immediate unique index; the primary key first."""
+    unique_keys: tuple[UniqueKey, ...] = ()
+    """The primary key first."""
     has_triggers: bool = False
     """A non-internal trigger exists."""
     has_rules: bool = False
     """A rewrite rule other than a view's own _RETURN exists."""
     definition_hash: str = ""
     """Hash of a view's definition (catalogue row F3), else empty."""
+    row_security: bool = False
+    """Row security is enabled: reading it runs expressions that this snapshot does not hold."""
 
     def column(self, name: str) -> Column | None:
         """The column of this name, or None."""
@@ -105,6 +120,8 @@ class Operator(msgspec.Struct, frozen=True):
     right: int
     result: int
     function: int
+    equality: bool = False
+    """The server's own btree indexes serve it as an equality (pg_amop)."""
 
 
 class Cast(msgspec.Struct, frozen=True):

@@ -520,6 +520,13 @@ class Purity:
             if comparison and (marked or function.name in LEAKPROOF_ADDED):
                 leakproof.add(function.oid)
         self._pure, self._leakproof = frozenset(pure), frozenset(leakproof)
+        self.quiet_casts = not any(
+            cast.context == "i"
+            and cast.function >= FIRST_NORMAL_OID
+            and catalog.functions[cast.function].volatility == "v"
+            for cast in catalog.casts.values()
+        )
+        """No conversion that an agent does not write runs a volatile function of the database's own."""
 
     def pure(self, oid: int) -> bool:
         """True if agents may call this function."""

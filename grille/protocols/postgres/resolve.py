@@ -242,6 +242,11 @@ class Resolver:
     # Indexes
 
     @functools.cached_property
+    def inherited(self) -> frozenset[int]:
+        """OIDs of the relations that have children or partitions."""
+        return frozenset(parent for relation in self.catalog.relations.values() for parent in relation.parents)
+
+    @functools.cached_property
     def _types(self) -> dict[tuple[str, str], Type]:
         return {(kind.schema, kind.name): kind for kind in self.catalog.types.values()}
 

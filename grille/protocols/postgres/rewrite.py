@@ -15,7 +15,7 @@ import msgspec
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
-from grille.protocols.postgres import tree
+from grille.protocols.postgres import bounds, tree
 from grille.protocols.postgres.analysis import (
     Analysis,
     FenceSite,
@@ -129,9 +129,17 @@ class Plan(msgspec.Struct, frozen=True):
     row_check_plan: bool
     returns_rows: bool = True
     """False for a write without RETURNING."""
-    pure: bool = True
-    keyed: bool = True
-    shared: bool = True
+    pure: bool = False
+    """One SELECT that locks nothing and runs only what leaves no trace in its session: it may share a connection."""
+    keyed: bool = False
+    """Every relation that it reads is bounded by a unique key: `grille.protocols.postgres.bounds`."""
+    keys: tuple[str, ...] = ()
+    """The unique indexes that bound it, one for each relation that it reads; empty if it is not keyed."""
+    limited: int | None = None
+    """The constant LIMIT, at most 1,000, of a SELECT that may stop as soon as it has so many rows."""
+    shared: bool = False
+    """All clients may share one named statement: no value makes another of its plans better, and none is kept from
+    the time of its Parse.  So it is with `keyed` statements, and with INSERT ... VALUES, which reads nothing."""
 
 
 def rewrite(analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]) -> Plan:
@@ -158,6 +166,8 @@ class _Rewrite:
 
     def plan(self) -> Plan:
         analysis = self._analysis
+        keys = bounds.keys_of(analysis, self._masked_in_sql, self._resolver.inherited)
+        limited = bounds.limit_of(analysis)
         self._permitted()
         self._parameters()
         client = len(self._types)
@@ -207,6 +217,11 @@ class _Rewrite:
             writes=any(isinstance(site, WriteSite) for site in analysis.sites),
             row_check_plan=self._row_check,
             returns_rows=bool(analysis.outputs),
+            pure=analysis.operation.action == "select" and not analysis.locks and not analysis.impure,
+            keyed=keys is not None,
+            keys=keys or (),
+            limited=limited,
+            shared=keys is not None and not analysis.dated,
         )
 
     # Permission
@@ -353,10 +368,9 @@ class _Rewrite:
             if column.name not in item.used:
                 continue
             visible = item.fields[position].name
-            column_terms = terms.columns.get(column.name)
             value = tree.column(column.name)
-            if column_terms is not None and item.fields[position].label is None and column_terms.read != "clear":
-                value = self._masked(column, column_terms.read)
+            if self._masked_in_sql(item, column.name):
+                value = self._masked(column, terms.columns[column.name].read)
                 targets.append(tree.target(value, visible))
             else:
                 targets.append(tree.target(value, visible if visible != column.name else ""))
@@ -375,6 +389,18 @@ class _Rewrite:
                     subquery=pb.Node(select_stmt=select), alias=pb.Alias(aliasname=item.name)
                 )
             )
+        )
+
+    def _masked_in_sql(self, item: Item, name: str) -> bool:
+        """True if the agent sees this column through a mask that the rewritten statement applies."""
+        relation = self._terms.relations.get(item.qualified)
+        terms = None if relation is None else relation.columns.get(name)
+        if terms is None or terms.read == "clear":
+            return False
+        assert item.relation is not None  # noqa: S101
+        return any(
+            column.name == name and known.label is None
+            for column, known in zip(item.relation.columns, item.fields, strict=True)
         )
 
     def _masked(self, column: Column, read: str) -> Node:
