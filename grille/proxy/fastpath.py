@@ -555,10 +555,10 @@ class Pipe:
             return
         unit = self.units[0]
         if kind == _READY:
-            self.units.popleft()
             status = self._pipeline.status
             if status != "I" and self.shared:
                 raise ProtocolViolation("a shared pipe is left in a transaction")
+            self.units.popleft()
             unit.finished(status)
             if self._on_free is not None:
                 self._on_free(self)
