@@ -162,9 +162,11 @@ class Turn:
 class Described:
     """What the server said of a statement that is prepared on one connection."""
 
-    __slots__ = ("by_formats", "columns", "error")
+    __slots__ = ("by_formats", "columns", "error", "known")
 
     def __init__(self) -> None:
+        self.known = False
+        """The server has described it: what is sent from now on needs no Describe of its own."""
         self.error: bytes | None = None
         """The ErrorResponse to its Parse, if that failed."""
         self.columns = b""
@@ -209,7 +211,9 @@ class Item:
         self.describe = False
         """The client is to see a RowDescription."""
         self.described: Described | None = None
-        """None where Describe is sent with it."""
+        """How its statement was prepared on the connection; None if it has no name."""
+        self.known = False
+        """No Describe is sent with it."""
         self.result_formats: tuple[int, ...] = ()
         self.swallow = False
         self.hidden = 0
@@ -251,6 +255,8 @@ class Preparation:
         """ReadyForQuery has arrived."""
         if self.described.error is not None:
             self.pipe.forget(self.name, self.described)
+        else:
+            self.described.known = True
 
     def lost(self, lost: UpstreamLost) -> None:
         """The connection is gone, and with it all that is known of it."""
@@ -341,7 +347,7 @@ class Unit:
                 self.give_up()
         elif kind == _BIND_COMPLETE:
             item.bound = True
-            if item.describe and item.described is not None:
+            if item.describe and item.known and item.described is not None:
                 shown = NO_DATA if item.swallow else item.described.shown(item.hidden, item.result_formats)
                 item.head = item.says if item.simple and shown == NO_DATA else item.says + shown
             else:
@@ -1260,12 +1266,13 @@ class Lane:
             if name:
                 described = pipe.find(plan if name == plan.name else msgspec.structs.replace(plan, name=name))
                 item.described = described
+                item.known = described.known
             else:
                 parts.append(Parse("", plan.sql, plan.parameter_types).encode())
                 expected.append(_PARSES[number])
             parts.append(_bind_message(name, item.wire))
             expected.append(_BINDS[number])
-            if not name and item.describe:
+            if item.describe and not item.known:
                 parts.append(_DESCRIBE)
                 expected.append(_DESCRIBES[number])
             cap = item.row_limit
