@@ -10,6 +10,7 @@ cdef class Turn:
 
 cdef class Described:
     cdef public bint pending
+    cdef public bint known
     cdef public bytes error
     cdef public bytes columns
     cdef public dict by_formats
@@ -27,6 +28,7 @@ cdef class Item:
     cdef public bint simple
     cdef public bint describe
     cdef public object described
+    cdef public bint known
     cdef public tuple result_formats
     cdef public bint swallow
     cdef public int hidden

@@ -162,11 +162,13 @@ class Turn:
 class Described:
     """What the server said of a statement that is prepared on one connection."""
 
-    __slots__ = ("by_formats", "columns", "error", "pending")
+    __slots__ = ("by_formats", "columns", "error", "known", "pending")
 
     def __init__(self) -> None:
         self.pending = True
         """It has not been answered yet."""
+        self.known = False
+        """The server has described it: what is sent from now on needs no Describe of its own."""
         self.error = b""
         """Payload of the ErrorResponse to its Parse; empty if that went well."""
         self.columns = b""
@@ -213,7 +215,9 @@ class Item:
         self.describe = False
         """The client is to see a RowDescription."""
         self.described: Described | None = None
-        """None where Describe is sent with it."""
+        """How its statement was prepared on the connection; None if it has no name."""
+        self.known = False
+        """No Describe is sent with it."""
         self.result_formats: tuple[int, ...] = ()
         self.swallow = False
         self.hidden = 0
@@ -256,6 +260,8 @@ class Preparation:
         self.described.pending = False
         if self.described.error:
             self.pipe.forget(self.name, self.described)
+        else:
+            self.described.known = True
 
     def lost(self, lost: UpstreamLost) -> None:
         """The connection is gone, and with it all that is known of it."""
@@ -349,7 +355,7 @@ class Unit:
                 self.give_up()
         elif kind == _BIND_COMPLETE:
             item.bound = True
-            if item.describe and item.described is not None:
+            if item.describe and item.known and item.described is not None:
                 shown = NO_DATA if item.swallow else item.described.shown(item.hidden, item.result_formats)
                 item.head = item.says if item.simple and shown == NO_DATA else item.says + shown
             else:
@@ -563,10 +569,10 @@ class Pipe:
             return
         unit = self.units[0]
         if kind == _READY:
-            self.units.popleft()
             status = self._pipeline.status
             if status != "I" and self.shared:
                 raise ProtocolViolation("a shared pipe is left in a transaction")
+            self.units.popleft()
             unit.finished(status)
             if self._on_free is not None:
                 self._on_free(self)
@@ -1278,12 +1284,13 @@ class Lane:
             else:
                 name = plan.name
                 item.described = pipe.find(plan)
+                item.known = item.described.known
             if not name:
                 parts.append(Parse("", plan.sql, plan.parameter_types).encode())
                 expected.append(_PARSES[number])
             parts.append(_bind_message(name, item.wire))
             expected.append(_BINDS[number])
-            if not name and item.describe:
+            if item.describe and not item.known:
                 parts.append(_DESCRIBE)
                 expected.append(_DESCRIBES[number])
             cap = item.row_limit
