@@ -1,0 +1,220 @@
+"""What is measured: scripts, numbers of agents, and how one run of each is made and counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtest.contenders import Contender, Stage, cpu_seconds, program, resident_kib
+from loadtest.report import Sample, percentile
+
+
+@dataclass(frozen=True)
+class Case:
+    """One script under one mode.  A scenario has one case or two."""
+
+    name: str
+    about: str
+    run: Callable[[Stage, Contender, float], Sample]
+    """Measures one contender for so many seconds.  Raises `RunFailed`."""
+    prepared: bool = False
+    """Needs prepared statements, which PgBouncer has in transaction mode since 1.21."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A set of cases over one set of tables."""
+
+    cases: tuple[Case, ...]
+    level: str = "power"
+    branches: int = 1
+    pool_size: int = 16
+    """Upstream connections of each pooler and of Grille."""
+    strict: bool = False
+    """Grille is measured at level ``strict`` besides."""
+    scopes: tuple[str, ...] = ()
+    """Scopes that every Grille of this scenario has."""
+    variants: bool = True
+    """Grille with one FF1 column, and with each control off, are measured besides."""
+    unit: str = "transactions"
+
+
+class RunFailed(Exception):
+    """A contender could not run a script; the text says why."""
+
+
+SELECT = "\\set aid random(1, 100000)\nSELECT abalance{card} FROM pgbench_accounts WHERE aid = :aid;\n"
+"""pgbench's select-only script; ``{card}`` is the column ``card`` for the contender that decodes it."""
+
+TRANSACTION = (
+    "\\set aid random(1, 100000)\nBEGIN;\nSELECT abalance{card} FROM pgbench_accounts WHERE aid = :aid;\nCOMMIT;\n"
+)
+
+BRANCHES = 64
+"""Branches of the writes scenario: with one, 64 agents wait for one row."""
+
+WRITES = f"""\\set aid random(1, 100000)
+\\set bid random(1, {BRANCHES})
+\\set tid random(1, {10 * BRANCHES})
+\\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+SELECT abalance{{card}} FROM pgbench_accounts WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = :bid;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, :bid, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+"""
+"""pgbench's tpcb-like script."""
+
+
+def _rows(count: int) -> str:
+    return (
+        f"\\set aid random(1, {100_000 - count})\n"
+        f"SELECT aid, abalance{{card}} FROM pgbench_accounts WHERE aid >= :aid ORDER BY aid LIMIT {count};\n"
+    )
+
+
+@dataclass(frozen=True)
+class Pgbench:
+    """One pgbench script, run by so many agents."""
+
+    script: str
+    mode: str = "simple"
+    clients: int = 64
+
+    def __call__(self, stage: Stage, contender: Contender, seconds: float) -> Sample:
+        """Measure.  CPU is counted from pgbench's first progress line to its last, so connecting is not in it."""
+        wanted = max(round(seconds), 1) + 1
+        while True:
+            # pgbench's clock runs while it connects.
+            duration = wanted + math.ceil(stage.connecting.get(contender.name, 0.0))
+            sample, connecting = self._run(stage, contender, duration)
+            stage.connecting[contender.name] = max(connecting, stage.connecting.get(contender.name, 0.0))
+            if sample is not None and duration - connecting >= wanted - 1:
+                return sample
+            if duration > wanted + 120:
+                raise RunFailed("connecting took two minutes")
+            if sample is None:
+                stage.connecting[contender.name] = float(duration)
+
+    def _run(self, stage: Stage, contender: Contender, duration: int) -> tuple[Sample | None, float]:
+        """One run of pgbench, and the seconds that it took to connect; no sample if nothing else was done."""
+        script = stage.directory / "script.sql"
+        script.write_text(self.script.format(card=", card" if contender.card else ""))
+        for old in stage.directory.glob("latency.*"):
+            old.unlink()
+        command = [
+            program("pgbench"), "-n", "-M", self.mode, "-c", str(self.clients), "-j", str(min(self.clients, 2)),
+            "-P", "1", "-T", str(duration), "-l", "--log-prefix", str(stage.directory / "latency"), "-f", str(script),
+        ]  # fmt: skip
+        meter = Meter(stage, contender)
+        before = meter.read()
+        marks: list[tuple[float, float, Reading]] = []
+        errors = []
+        with subprocess.Popen(
+            command, env=contender.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None and process.stdout is not None
+            for text in process.stderr:
+                progress = parse_progress(text)
+                if progress is None:
+                    errors.append(text.strip())
+                else:
+                    marks.append((*progress, meter.read()))
+            output = process.stdout.read()
+        after = meter.read()
+        if process.returncode or number(r"failed transactions: ([0-9]+)", output):
+            found = [text for text in errors if "error" in text.lower()]
+            raise RunFailed((found or errors or ["pgbench failed"])[0])
+        connecting = number(r"initial connection time = ([0-9.]+) ms", output) / 1000
+        ordered = latencies(stage.directory.glob("latency.*"))
+        count = number(r"transactions actually processed: ([0-9]+)", output)
+        steady = sum((b[0] - a[0]) * b[1] for a, b in itertools.pairwise(marks))
+        if steady:
+            count, before, after = steady, marks[0][2], marks[-1][2]
+        if not count or not ordered:
+            return None, connecting
+        tps = number(r"tps = ([0-9.]+)", output)
+        return meter.sample(tps, ordered, before, after, count * statements(self.script)), connecting
+
+
+def statements(script: str) -> int:
+    """SQL statements of a pgbench script."""
+    return sum(text.rstrip().endswith(";") for text in script.splitlines())
+
+
+def parse_progress(text: str) -> tuple[float, float] | None:
+    """Seconds and transactions a second of one of pgbench's progress lines, or None for another line."""
+    found = re.match(r"progress: ([0-9.]+) s, ([0-9.]+) tps", text)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def latencies(logs: Iterable[Path]) -> list[float]:
+    """Latencies in microseconds, sorted, from pgbench's logs (client, number, time, script, epoch, microseconds)."""
+    found = [float(text.split(b" ", 3)[2]) for path in logs for text in path.read_bytes().splitlines()]
+    found.sort()
+    return found
+
+
+def number(pattern: str, text: str) -> float:
+    """The number that the pattern's group finds, or 0."""
+    found = re.search(pattern, text)
+    return float(found[1]) if found else 0.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """CPU spent so far, in seconds, and resident memory."""
+
+    proxy: float
+    server: float
+    rss_kib: int
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Reads what the contender's processes and PostgreSQL's have used."""
+
+    stage: Stage
+    contender: Contender
+
+    def read(self) -> Reading:
+        """Now."""
+        pids = self.contender.pids()
+        return Reading(cpu_seconds(pids), cpu_seconds(self.stage.server_pids()), resident_kib(pids))
+
+    def sample(self, tps: float, ordered: list[float], before: Reading, after: Reading, count: float) -> Sample:
+        """The figures of a run that made ``count`` statements between two readings."""
+        return Sample(
+            tps=tps,
+            p50_us=percentile(ordered, 0.50),
+            p95_us=percentile(ordered, 0.95),
+            p99_us=percentile(ordered, 0.99),
+            cpu_us=(after.proxy - before.proxy) / count * 1e6,
+            server_cpu_us=(after.server - before.server) / count * 1e6,
+            rss_mib=after.rss_kib / 1024,
+        )
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "p1": Scenario((Case("p1", "64 agents, pgbench -S, simple protocol", Pgbench(SELECT)),)),
+    "p1p": Scenario((Case("p1p", "64 agents, pgbench -S, prepared", Pgbench(SELECT, mode="prepared"), prepared=True),)),
+    "p1tx": Scenario((Case("p1tx", "64 agents, BEGIN, SELECT, COMMIT, simple protocol", Pgbench(TRANSACTION)),)),
+    "writes": Scenario(
+        (Case("writes", f"64 agents, tpcb-like, {BRANCHES} branches, simple protocol", Pgbench(WRITES)),),
+        branches=BRANCHES,
+        pool_size=64,
+        strict=True,
+    ),
+    "p4": Scenario((Case("p4", "1 agent, pgbench -S, simple protocol", Pgbench(SELECT, clients=1)),), level="process"),
+    "rows8": Scenario((Case("rows8", "64 agents, 8 rows a statement, simple protocol", Pgbench(_rows(8))),)),
+    "rows1000": Scenario((Case("rows1000", "64 agents, 1,000 rows a statement", Pgbench(_rows(1000))),)),
+}
