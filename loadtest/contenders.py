@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import socket
@@ -120,6 +121,17 @@ class Stage:
     def driver(self) -> Path:
         """Certificate of the load driver's identity."""
         return self.directory / "driver.pem"
+
+    def agents(self, count: int) -> list[str]:
+        """Certificates with their keys, one file each, of so many identities; the driver's own is the first."""
+        home = self.directory / "agents"
+        home.mkdir(exist_ok=True)
+        paths = [home / f"{number}.pem" for number in range(count)]
+        for number, path in enumerate(paths):
+            if not path.exists():
+                issued = self.authority.issue(f"driver/{number}")
+                path.write_bytes(issued.certificate_pem + issued.key_pem)
+        return [str(path) for path in paths]
 
     def direct(self) -> Contender:
         """PostgreSQL itself, over TLS with a client certificate."""
@@ -242,6 +254,9 @@ def stage(*, branches: int, pool_size: int, workers: int, plain: bool) -> Iterat
     binaries = debian_binaries(15)
     if binaries is None:
         raise NotInstalled("Debian's postgresql-15 is not installed: the wheel's server has no TLS to compare with")
+    # PostgreSQL, the poolers and Grille inherit it; p7 opens ten thousand connections.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grille-load-")))
         directory.chmod(0o711)

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loadtest.contenders import Contender, Stage, cpu_seconds, program, resident_kib
+from loadtest.drivers import DEPTH, Driver, ServerError
 from loadtest.report import Sample, percentile
 
 
@@ -142,7 +144,35 @@ class Pgbench:
         if not count or not ordered:
             return None, connecting
         tps = number(r"tps = ([0-9.]+)", output)
-        return meter.sample(tps, ordered, before, after, count * statements(self.script)), connecting
+        shares = percentile(ordered, 0.50), percentile(ordered, 0.95), percentile(ordered, 0.99)
+        return meter.sample(tps, shares, before, after, count * statements(self.script)), connecting
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """4 agents, each with one pipeline of prepared selects in flight."""
+
+    sync_each: bool
+
+    def __call__(self, stage: Stage, contender: Contender, seconds: float) -> Sample:
+        """Measure; the latency is that of a whole pipeline."""
+        meter = Meter(stage, contender)
+        try:
+            with Driver(contender.settings, stage.agents(1), 4) as driver:
+                driver.command({"do": "prepare", "card": contender.card})
+                driver.command({"do": "pipelines", "seconds": 0.2, "sync_each": self.sync_each})
+                return driven(meter, driver, {"do": "pipelines", "seconds": seconds, "sync_each": self.sync_each})
+        except ServerError as error:
+            raise RunFailed(str(error)) from None
+
+
+def driven(meter: Meter, driver: Driver, command: dict[str, Any]) -> Sample:
+    """One command of the raw driver, measured.  Raises `ServerError`."""
+    before = meter.read()
+    figures = driver.command(command)
+    after = meter.read()
+    ordered = (figures["p50_us"], figures["p95_us"], figures["p99_us"])
+    return meter.sample(figures["tps"], ordered, before, after, figures["count"])
 
 
 def statements(script: str) -> int:
@@ -191,13 +221,15 @@ class Meter:
         pids = self.contender.pids()
         return Reading(cpu_seconds(pids), cpu_seconds(self.stage.server_pids()), resident_kib(pids))
 
-    def sample(self, tps: float, ordered: list[float], before: Reading, after: Reading, count: float) -> Sample:
+    def sample(
+        self, tps: float, latency_us: tuple[float, float, float], before: Reading, after: Reading, count: float
+    ) -> Sample:
         """The figures of a run that made ``count`` statements between two readings."""
         return Sample(
             tps=tps,
-            p50_us=percentile(ordered, 0.50),
-            p95_us=percentile(ordered, 0.95),
-            p99_us=percentile(ordered, 0.99),
+            p50_us=latency_us[0],
+            p95_us=latency_us[1],
+            p99_us=latency_us[2],
             cpu_us=(after.proxy - before.proxy) / count * 1e6,
             server_cpu_us=(after.server - before.server) / count * 1e6,
             rss_mib=after.rss_kib / 1024,
@@ -215,6 +247,13 @@ SCENARIOS: dict[str, Scenario] = {
         strict=True,
     ),
     "p4": Scenario((Case("p4", "1 agent, pgbench -S, simple protocol", Pgbench(SELECT, clients=1)),), level="process"),
+    "p2": Scenario(
+        (
+            Case("p2", f"4 agents, pipelines of {DEPTH}, one Sync each pipeline", Pipelines(False), prepared=True),
+            Case("p2-each", f"4 agents, pipelines of {DEPTH}, one Sync each statement", Pipelines(True), prepared=True),
+        ),
+        unit="statements",
+    ),
     "rows8": Scenario((Case("rows8", "64 agents, 8 rows a statement, simple protocol", Pgbench(_rows(8))),)),
     "rows1000": Scenario((Case("rows1000", "64 agents, 1,000 rows a statement", Pgbench(_rows(1000))),)),
 }
