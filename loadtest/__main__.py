@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest.compare import DifferentData, Options, compare
+from loadtest.compare import DifferentData, compare
 from loadtest.contenders import NotInstalled, build
-from loadtest.scenarios import SCENARIOS
+from loadtest.scenarios import SCENARIOS, Options, RunFailed
 
 UNCOMPILED = (
     "Grille is not compiled here, so its figures would be those of the plain build. Run `make build` first, or say "
@@ -31,13 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(
         scenario=chosen.scenario, rounds=chosen.rounds, seconds=chosen.seconds, level=chosen.level,
         workers=chosen.workers, plain=chosen.plain, only=tuple(filter(None, chosen.contenders.split(","))),
-        poolers=tuple(_pooler(text) for text in chosen.pooler), out=chosen.out,
+        poolers=tuple(_pooler(text) for text in chosen.pooler), agents=chosen.agents,
     )  # fmt: skip
     try:
         result = compare(options, console)
     except NotInstalled as missing:
         print(f"loadtest: {missing}", file=sys.stderr)
         return 2
+    except RunFailed as failure:
+        print(f"loadtest: {chosen.scenario} cannot be run: {failure}", file=sys.stderr)
+        return 1
     except DifferentData as difference:
         print(f"loadtest: the contenders have different data: {difference}", file=sys.stderr)
         return 1
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pooler", action="append", default=[], metavar="NAME=PATH",
         help="one more pooler: a program that reads PgBouncer's configuration file, given as its only argument",
     )  # fmt: skip
+    run.add_argument("--agents", type=int, default=10_000, help="how far p7 and p9 go (default 10000)")
     run.add_argument("--plain", action="store_true", help="measure the plain build, not the compiled one")
     run.add_argument("--json", type=Path, metavar="FILE", help="write every figure here too")
     run.add_argument("--out", type=Path, default=Path("loadtest/report"), metavar="DIR", help="report's directory")

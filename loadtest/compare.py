@@ -7,13 +7,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from loadtest import report
+from loadtest import agents, report
 from loadtest.contenders import (
     ACCOUNTS,
     Contender,
@@ -27,7 +25,7 @@ from loadtest.contenders import (
     stage,
 )
 from loadtest.report import Sample
-from loadtest.scenarios import SCENARIOS, Case, RunFailed, Scenario
+from loadtest.scenarios import SCENARIOS, Case, Options, RunFailed, Scenario
 
 FIXED_CONTROLS = (
     "cannot be turned off, so measured with all: mutual TLS and identity, the decision and its cache, the parse and "
@@ -37,23 +35,6 @@ FIXED_CONTROLS = (
 
 class DifferentData(Exception):
     """Two contenders answer the same statement with different rows: there is nothing to compare."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
-
-    scenario: str
-    rounds: int = 5
-    seconds: float = 5.0
-    level: str | None = None
-    workers: int = 1
-    plain: bool = False
-    only: tuple[str, ...] = ()
-    """Names of contenders; empty means all."""
-    poolers: tuple[tuple[str, str], ...] = ()
-    """Name and path of programs that read PgBouncer's configuration."""
-    out: Path = Path("loadtest/report")
 
 
 def variants(scenario: Scenario, level: str) -> list[Variant]:
@@ -66,6 +47,7 @@ def variants(scenario: Scenario, level: str) -> list[Variant]:
         found += [
             dataclasses.replace(base, name="grille+ff1", scopes=(*base.scopes, "clear-card"), card=True),
             dataclasses.replace(base, name="grille-filter", scopes=(*base.scopes, "all-rows")),
+            dataclasses.replace(base, name="grille-limits", scopes=(*base.scopes, "no-limits")),
             dataclasses.replace(base, name="grille-sensitive", sensitive=False),
         ]
         if level != "process":
@@ -73,10 +55,15 @@ def variants(scenario: Scenario, level: str) -> list[Variant]:
     return found
 
 
+GROWING = {"p7": agents.p7, "p9": agents.p9}
+"""Scenarios that measure Grille beside itself."""
+
+
 def compare(options: Options, console: Console) -> dict[str, Any]:
     """Run a scenario; the report, whose ``line`` is the contract's last line.
 
-    Raises `NotInstalled`, and `DifferentData` before anything is measured.
+    Raises `NotInstalled`; `DifferentData` before anything is measured, or if a write went astray; `RunFailed` if p7 or
+    p9 cannot be run.
     """
     scenario = SCENARIOS[options.scenario]
     level = options.level or scenario.level
@@ -86,40 +73,36 @@ def compare(options: Options, console: Console) -> dict[str, Any]:
     with stage(
         branches=scenario.branches, pool_size=scenario.pool_size, workers=options.workers, plain=options.plain
     ) as scene:
-        found = _contenders(scene, scenario, level, options, skipped)
-        for name, reason in _check_data(scene, found).items():
-            skipped[name] = reason
-        for name, reason in skipped.items():
-            console.print(f"{name} is skipped: {reason}", soft_wrap=True)
-        found = [contender for contender in found if contender.name not in skipped]
-        for case in scenario.cases:
-            cases[case.name] = _rounds(scene, case, found, options, skipped, console)
+        if options.scenario in GROWING:
+            runs, more = GROWING[options.scenario](scene, options, level, console)
+            cases[scenario.about] = runs
+            first = {"grille": next(iter(runs.values()))}
+        else:
+            found = _usable(scene, scenario, level, options, skipped, console)
+            for case in scenario.cases:
+                cases[case.about] = _rounds(scene, case, found, options, skipped, console)
+            first = cases[scenario.cases[0].about]
+            more = _more(options.scenario, list(cases.values()))
         if options.scenario == "writes":
             _check_balances(scene)
-    for case in scenario.cases:
-        console.print(report.table(f"{case.name}: {case.about}", cases[case.name]))
+    for about, runs in cases.items():
+        console.print(report.table(f"{options.scenario}: {about}", runs))
     if scenario.variants:
         console.print(FIXED_CONTROLS, soft_wrap=True)
-    first = cases[scenario.cases[0].name]
     return {
         "scenario": options.scenario, "level": level, "build": made, "unit": scenario.unit,
         "workers": options.workers, "rounds": options.rounds, "seconds": options.seconds, "machine": machine(),
         "skipped": skipped, "fixed_controls": FIXED_CONTROLS,
         "cases": {
-            name: {
-                "about": case.about,
+            about: {
                 "runs": {who: [dataclasses.asdict(sample) for sample in samples] for who, samples in runs.items()},
                 "summary": report.summary(runs),
             }
-            for case in scenario.cases
-            for name, runs in [(case.name, cases[case.name])]
+            for about, runs in cases.items()
         },
-        "measured": "grille" in first,
-        "plot": report.plot(
-            f"{options.scenario}: {scenario.unit} a second, level {level}, {made} build",
-            {case.about: cases[case.name] for case in scenario.cases},
-        ),
-        "line": report.line(options.scenario, first, level=level, build=made, more=_more(options.scenario, cases)),
+        "measured": bool(first.get("grille")),
+        "plot": report.plot(f"{options.scenario}: {scenario.unit} a second, level {level}, {made} build", cases),
+        "line": report.line(options.scenario, first, level=level, build=made, more=more),
     }  # fmt: skip
 
 
@@ -130,6 +113,17 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(), "architecture": platform.machine(), "kernel": platform.release(),
         "python": platform.python_version(), "postgres": version.strip(),
     }  # fmt: skip
+
+
+def _usable(
+    scene: Stage, scenario: Scenario, level: str, options: Options, skipped: dict[str, str], console: Console
+) -> list[Contender]:
+    """The contenders that are there and have the same data; the others are named and skipped."""
+    found = _contenders(scene, scenario, level, options, skipped)
+    skipped.update(_check_data(scene, found))
+    for name, reason in skipped.items():
+        console.print(f"{name} is skipped: {reason}", soft_wrap=True)
+    return [contender for contender in found if contender.name not in skipped]
 
 
 def _contenders(
@@ -230,9 +224,9 @@ def _rounds(
     return runs
 
 
-def _more(scenario: str, cases: dict[str, dict[str, list[Sample]]]) -> dict[str, str]:
+def _more(scenario: str, cases: Sequence[report.Runs]) -> dict[str, str]:
     """What the last line of some scenarios says besides."""
-    first, *others = cases.values()
+    first, *others = cases
     grille, direct = first.get("grille"), first.get("direct")
     found = {}
     if scenario == "p4" and grille and direct:

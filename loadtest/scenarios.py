@@ -30,10 +30,29 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """A set of cases over one set of tables."""
+class Options:
+    """What the command line asks for."""
 
-    cases: tuple[Case, ...]
+    scenario: str
+    rounds: int = 5
+    seconds: float = 5.0
+    level: str | None = None
+    workers: int = 1
+    plain: bool = False
+    only: tuple[str, ...] = ()
+    """Names of contenders; empty means all."""
+    poolers: tuple[tuple[str, str], ...] = ()
+    """Name and path of programs that read PgBouncer's configuration."""
+    agents: int = 10_000
+    """Agents that p7 connects; identities and statement shapes that p9 ends with."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A set of cases over one set of tables; without cases, one of loadtest/agents.py."""
+
+    cases: tuple[Case, ...] = ()
+    about: str = ""
     level: str = "power"
     branches: int = 1
     pool_size: int = 16
@@ -254,6 +273,8 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         unit="statements",
     ),
+    "p7": Scenario(about="200 agents at an equal load, alone and beside many", variants=False, unit="statements"),
+    "p9": Scenario(about="more identities, statement shapes, policies", variants=False, unit="statements"),
     "rows8": Scenario((Case("rows8", "64 agents, 8 rows a statement, simple protocol", Pgbench(_rows(8))),)),
     "rows1000": Scenario((Case("rows1000", "64 agents, 1,000 rows a statement", Pgbench(_rows(1000))),)),
 }

@@ -33,7 +33,7 @@ default passthrough := false
 
 passthrough if "passthrough" in scopes
 
-limits := {} if passthrough else := {"rows": 1000000, "seconds": 60}
+limits := {} if passthrough else := {} if "no-limits" in scopes else := {"rows": 1000000, "seconds": 60}
 
 filters := {} if passthrough else := {name: row_filter |
 	some use in input.operation.relations
