@@ -83,10 +83,10 @@ def compare(options: Options, console: Console) -> dict[str, Any]:
                 cases[case.about] = _rounds(scene, case, found, options, skipped, console)
             first = cases[scenario.cases[0].about]
             more = _more(options.scenario, list(cases.values()))
-        if options.scenario == "writes":
+        if scenario.branches > 1:
             _check_balances(scene)
     for about, runs in cases.items():
-        console.print(report.table(f"{options.scenario}: {about}", runs))
+        console.print(report.table(f"{options.scenario}: {about} ({scenario.unit})", runs))
     if scenario.variants:
         console.print(FIXED_CONTROLS, soft_wrap=True)
     return {
@@ -236,9 +236,10 @@ def _more(scenario: str, cases: Sequence[report.Runs]) -> dict[str, str]:
         found["tps_strict"] = f"{report.Spread.of([sample.tps for sample in strict]).median:.0f}"
         if direct:
             found["ratio_direct_strict"] = f"{report.ratio(strict, direct).median:.2f}"
-    if scenario == "p2" and others and (each := others[0].get("grille")):
-        found["tps_sync_each"] = f"{report.Spread.of([sample.tps for sample in each]).median:.0f}"
-        found["cpu_us_sync_each"] = f"{report.Spread.of([sample.cpu_us for sample in each]).median:.1f}"
+    suffix = {"p2": "sync_each", "copy": "in"}.get(scenario)
+    if suffix and (second := others[0].get("grille")):
+        found[f"tps_{suffix}"] = f"{report.Spread.of([sample.tps for sample in second]).median:.0f}"
+        found[f"cpu_us_{suffix}"] = f"{report.Spread.of([sample.cpu_us for sample in second]).median:.1f}"
         if "direct" in others[0]:
-            found["ratio_direct_sync_each"] = f"{report.ratio(each, others[0]['direct']).median:.2f}"
+            found[f"ratio_direct_{suffix}"] = f"{report.ratio(second, others[0]['direct']).median:.2f}"
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import itertools
 import math
 import re
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loadtest.contenders import Contender, Stage, cpu_seconds, program, resident_kib
 from loadtest.drivers import DEPTH, Driver, ServerError
@@ -185,6 +186,68 @@ class Pipelines:
             raise RunFailed(str(error)) from None
 
 
+COPIED = 400_000
+"""Rows of 260 bytes in COPY's text format: 104 MB."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One psql, one COPY; the unit is a megabyte."""
+
+    into: bool
+
+    def __call__(self, stage: Stage, contender: Contender, seconds: float) -> Sample:
+        """Measure one COPY, however long it takes, and check that nothing is missing."""
+        data = _copied(stage)
+        if self.into:
+            self._psql(stage.direct(), "TRUNCATE copied_in")
+        meter = Meter(stage, contender)
+        before = meter.read()
+        if self.into:
+            with data.open("rb") as source:
+                self._psql(contender, "COPY copied_in FROM STDIN", stdin=source)
+        else:
+            with (stage.directory / "copied.out").open("wb") as target:
+                self._psql(contender, "COPY copied TO STDOUT", stdout=target)
+        after = meter.read()
+        if self.into:
+            if self._psql(stage.direct(), "SELECT count(*), sum(id::int8) FROM copied_in") != self._psql(
+                stage.direct(), "SELECT count(*), sum(id::int8) FROM copied"
+            ):
+                raise RunFailed("COPY FROM lost rows")
+        elif not filecmp.cmp(data, stage.directory / "copied.out", shallow=False):
+            raise RunFailed("COPY TO gave other bytes than the table holds")
+        took = after.at - before.at
+        megabytes = data.stat().st_size / 1e6
+        return meter.sample(megabytes / took, (took * 1e6,) * 3, before, after, megabytes)
+
+    def _psql(
+        self, contender: Contender, statement: str, stdin: IO[bytes] | int = subprocess.DEVNULL,
+        stdout: IO[bytes] | int = subprocess.PIPE,
+    ) -> str:  # fmt: skip
+        result = subprocess.run(
+            [program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement], env=contender.environment,
+            stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise RunFailed(" ".join(result.stderr.decode(errors="replace").split()) or "psql failed")
+        return result.stdout.decode() if result.stdout else ""
+
+
+def _copied(stage: Stage) -> Path:
+    """The file that is copied, and at the first time the tables that hold it and receive it."""
+    data = stage.directory / "copied.txt"
+    if not data.exists():
+        line = "x" * 250
+        data.write_text("".join(f"{number:09d}\t{line}\n" for number in range(1, COPIED + 1)))
+        make = [
+            *("-c", "CREATE UNLOGGED TABLE copied (id text, filler text)"),
+            *("-c", "CREATE UNLOGGED TABLE copied_in (LIKE copied)"), "-c", f"\\copy copied FROM '{data}'",
+        ]  # fmt: skip
+        subprocess.run([program("psql"), "-Xq", *make], env=stage.direct().environment, check=True)
+    return data
+
+
 def driven(meter: Meter, driver: Driver, command: dict[str, Any]) -> Sample:
     """One command of the raw driver, measured.  Raises `ServerError`."""
     before = meter.read()
@@ -275,6 +338,12 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "p7": Scenario(about="200 agents at an equal load, alone and beside many", variants=False, unit="statements"),
     "p9": Scenario(about="more identities, statement shapes, policies", variants=False, unit="statements"),
+    "copy": Scenario(
+        (Case("out", "COPY TO, 104 MB", Copy(False)), Case("in", "COPY FROM, 104 MB", Copy(True))),
+        scopes=("passthrough",),
+        variants=False,
+        unit="megabytes",
+    ),
     "rows8": Scenario((Case("rows8", "64 agents, 8 rows a statement, simple protocol", Pgbench(_rows(8))),)),
     "rows1000": Scenario((Case("rows1000", "64 agents, 1,000 rows a statement", Pgbench(_rows(1000))),)),
 }
