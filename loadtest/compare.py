@@ -120,7 +120,7 @@ def _usable(
 ) -> list[Contender]:
     """The contenders that are there and have the same data; the others are named and skipped."""
     found = _contenders(scene, scenario, level, options, skipped)
-    skipped.update(_check_data(scene, found))
+    skipped.update(check_data(scene, found))
     for name, reason in skipped.items():
         console.print(f"{name} is skipped: {reason}", soft_wrap=True)
     return [contender for contender in found if contender.name not in skipped]
@@ -150,7 +150,7 @@ def _contenders(
     return found
 
 
-def _check_data(scene: Stage, found: Sequence[Contender]) -> dict[str, str]:
+def check_data(scene: Stage, found: Sequence[Contender]) -> dict[str, str]:
     """Compare what all contenders answer to the same statements; who cannot answer them, and why.
 
     Raises `DifferentData`.
@@ -179,10 +179,13 @@ def _check_data(scene: Stage, found: Sequence[Contender]) -> dict[str, str]:
 
 
 def _ask(contender: Contender, statement: str) -> str:
-    result = subprocess.run(
-        [program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement],
-        env=contender.environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    try:
+        result = subprocess.run(
+            [program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement],
+            env=contender.environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RunFailed("no answer within two minutes") from None
     if result.returncode:
         raise RunFailed(" ".join(result.stderr.split()) or "psql failed")
     return result.stdout
@@ -202,21 +205,31 @@ def _check_balances(scene: Stage) -> None:
 def _rounds(
     scene: Stage, case: Case, found: Sequence[Contender], options: Options, skipped: dict[str, str], console: Console
 ) -> dict[str, list[Sample]]:
-    usable = []
-    for contender in found:
+    runs: dict[str, list[Sample]] = {contender.name: [] for contender in found}
+
+    def run(contender: Contender, seconds: float) -> Sample | None:
+        """One sample; None from the first failure on, which is told once."""
+        if contender.name not in runs:
+            return None
         try:
-            case.run(scene, contender, 1)
-            usable.append(contender)
+            return case.run(scene, contender, seconds)
         except RunFailed as error:
-            skipped[contender.name] = f"{case.name}: {error}"
-            console.print(f"{contender.name} cannot run {case.name}: {error}: skipped", soft_wrap=True)
-    runs: dict[str, list[Sample]] = {contender.name: [] for contender in usable}
+            skipped[contender.name] = f"{case.about}: {error}"
+            console.print(f"{contender.name} is skipped: {case.about}: {error}", soft_wrap=True, highlight=False)
+            # Rounds are compared with rounds, so half a series is none.
+            del runs[contender.name]
+            return None
+
+    for contender in found:
+        run(contender, 1)
     for number in range(options.rounds):
-        for contender in usable if number % 2 == 0 else usable[::-1]:
-            sample = case.run(scene, contender, options.seconds)
+        for contender in found if number % 2 == 0 else found[::-1]:
+            sample = run(contender, options.seconds)
+            if sample is None:
+                continue
             runs[contender.name].append(sample)
             console.print(
-                f"round {number + 1}/{options.rounds} {case.name} {contender.name:16} {sample.tps:9.0f} a second, "
+                f"round {number + 1}/{options.rounds} {contender.name:16} {sample.tps:9.0f} a second, "
                 f"p50 {sample.p50_us:6.0f} us, p99 {sample.p99_us:6.0f} us, CPU {sample.cpu_us:6.1f} us a statement",
                 soft_wrap=True,
                 highlight=False,

@@ -29,6 +29,8 @@ from loadtest.report import percentile
 READY = b"Z\x00\x00\x00\x05I"
 ONE_ROW = b"C\x00\x00\x00\x0dSELECT 1\x00"
 ACCOUNTS = 100_000
+SILENCE = 60.0
+"""Seconds without any answer after which a run has failed."""
 HANDSHAKES = 4
 """Connections that are opened at once: a handshake costs the proxy more than a statement."""
 
@@ -91,7 +93,7 @@ class Agent:
 
     def __init__(self, settings: dict[str, str], context: ssl.SSLContext) -> None:
         """Connect.  Raises OSError, or `ServerError` if the connection is refused."""
-        plain = socket.create_connection((settings["PGHOST"], int(settings["PGPORT"])), timeout=60)
+        plain = socket.create_connection((settings["PGHOST"], int(settings["PGPORT"])), timeout=SILENCE)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.sendall(struct.pack("!ii", 8, 80877103))
         if plain.recv(1) != b"S":
@@ -159,8 +161,12 @@ class Agents:
         for agent in self.all:
             self.selector.register(agent.socket, selectors.EVENT_READ, agent)
 
-    def _answers(self, timeout: float | None) -> Iterable[Agent]:
-        for key, _ in self.selector.select(timeout):
+    def _answers(self, timeout: float = SILENCE) -> Iterable[Agent]:
+        """The agents whose replies became whole.  Raises `ServerError` if nothing comes for `SILENCE` seconds."""
+        ready = self.selector.select(timeout)
+        if not ready and timeout == SILENCE:
+            raise ServerError(f"no answer within {SILENCE} seconds")
+        for key, _ in ready:
             agent: Agent = key.data
             if agent.answered():
                 yield agent
@@ -185,7 +191,7 @@ class Agents:
             waiting.popleft().ask(request())
         busy = len(self.all) - len(waiting)
         while busy:
-            for agent in self._answers(60):
+            for agent in self._answers():
                 now = time.perf_counter()
                 latencies.append(now - agent.sent_at)
                 waiting.append(agent)
@@ -212,7 +218,7 @@ class Agents:
                     agent.backlog.append(due)
                 else:
                     agent.ask(request(), at=due)
-            timeout = max(begin + number / rate - time.perf_counter(), 0) if number < total else 60
+            timeout = max(begin + number / rate - time.perf_counter(), 0) if number < total else SILENCE
             for agent in self._answers(timeout):
                 latencies.append(time.perf_counter() - agent.sent_at)
                 answered += 1
@@ -238,7 +244,7 @@ class Agents:
             agent.ask(random.choice(batches), **terms)
         busy = len(self.all)
         while busy:
-            for agent in self._answers(60):
+            for agent in self._answers():
                 now = time.perf_counter()
                 latencies.append(now - agent.sent_at)
                 if now < end:

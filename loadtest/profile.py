@@ -23,6 +23,9 @@ RATE = 250
 SHOWN = 60
 """Functions in each list."""
 
+WAITING = ("_worker (concurrent/futures/thread.py)", "_do_waitpid (asyncio/unix_events.py)", "select (selectors.py)")
+"""Where a thread waits in C code: py-spy does not always see that it does."""
+
 Stack = tuple[tuple[str, ...], int]
 """Functions from the outermost to the innermost, and how often this was seen."""
 
@@ -103,11 +106,11 @@ def _read(program: str, path: Path) -> list[Stack]:
 
 
 def folded(lines: Iterable[str]) -> list[Stack]:
-    """py-spy's raw format: ``outer;inner COUNT`` a line.  Other lines are left out."""
+    """py-spy's raw format, ``outer;inner COUNT`` a line, without threads that wait.  Other lines are left out."""
     found = []
     for text in lines:
         names, _, count = text.strip().rpartition(" ")
-        if names and count.isdecimal():
+        if names and count.isdecimal() and not re.sub(r":\d+\)$", ")", names).endswith(WAITING):
             found.append((tuple(re.sub(r":\d+\)$", ")", name) for name in names.split(";")), int(count)))
     return found
 
@@ -130,6 +133,8 @@ def text_report(stacks: Iterable[Stack], cpu_us: float) -> str:
         own[names[-1]] += count
         within.update(dict.fromkeys(names, count))
     total = own.total()
+    if not total:
+        return "no samples\n"
     parts = [f"{total} samples\n"]
     for title, counter in (("by itself", own), ("with what it calls", within)):
         parts.append(f"\n{title}\n share  us a statement  function\n")

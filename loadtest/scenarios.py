@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -103,6 +104,10 @@ def _rows(count: int) -> str:
     )
 
 
+PATIENCE = 90
+"""Seconds that pgbench may take beyond the time it was given; then its run has failed."""
+
+
 @dataclass(frozen=True)
 class Pgbench:
     """One pgbench script, run by so many agents."""
@@ -144,6 +149,8 @@ class Pgbench:
             command, env=contender.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None and process.stdout is not None
+            watchdog = threading.Timer(duration + PATIENCE, process.kill)
+            watchdog.start()
             for text in process.stderr:
                 progress = parse_progress(text)
                 if progress is None:
@@ -151,10 +158,11 @@ class Pgbench:
                 else:
                     marks.append((*progress, meter.read()))
             output = process.stdout.read()
+            watchdog.cancel()
         after = meter.read()
         if process.returncode or number(r"failed transactions: ([0-9]+)", output):
             found = [text for text in errors if "error" in text.lower()]
-            raise RunFailed((found or errors or ["pgbench failed"])[0])
+            raise RunFailed((found or errors or [f"pgbench did not end within {duration + PATIENCE} seconds"])[0])
         connecting = number(r"initial connection time = ([0-9.]+) ms", output) / 1000
         ordered = latencies(stage.directory.glob("latency.*"))
         count = number(r"transactions actually processed: ([0-9]+)", output)
