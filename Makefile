@@ -39,7 +39,7 @@ test: $(VENV)/.dev  ## lint, types, import rules and the test suite
 
 build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it says so and leaves the plain build
 	@if $(COMPILER); then \
-		$(BIN)/cythonize --quiet -i -3 -j 2 -X annotation_typing=False $(HOT); \
+		CFLAGS="-O2 -g0" $(BIN)/cythonize --quiet -i -3 -j 2 -X annotation_typing=False $(HOT); \
 	else \
 		echo "no C compiler with Python's headers: the pure-Python build stays in use"; \
 	fi

@@ -16,12 +16,11 @@ import asyncio
 import datetime as dt
 import itertools
 import os
-import random
 import re
 import selectors
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +45,11 @@ from grille.protocols.postgres.messages import (
     RowDescription,
     StartupMessage,
     Sync,
-    Terminate,
     decode_data_row,
     encode_data_row,
 )
-from grille.protocols.postgres.rewrite import Plan, Transform
+from grille.protocols.postgres.rewrite import Plan
 from grille.protocols.postgres.statement import SessionCommand
-from grille.proxy import fastpath, upstream
 from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
 from grille.proxy.enforcement import Prepared, Ready, Understood
 from grille.proxy.fastpath import SharedPipes, Turn
