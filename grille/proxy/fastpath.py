@@ -74,9 +74,9 @@ MAX_STATEMENTS: Final = 64
 """Of one unit."""
 MAX_UNITS: Final = 256
 """Units of one client in flight; more wait in its connection."""
-PIPE_DEPTH: Final = 256
+PIPE_DEPTH: Final = 512
 """Units in flight on one shared pipe."""
-AGENT_DEPTH: Final = 128
+AGENT_DEPTH: Final = 256
 """Units in flight of one agent on all shared pipes of a database."""
 PIPE_ROWS: Final = 1000
 """Rows of a statement that a shared pipe may answer with."""

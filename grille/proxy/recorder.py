@@ -324,6 +324,7 @@ class Recorder:
         )
 
     def unrecordable(self, why: str) -> Refusal:
+        """The refusal for an event that cannot be written down; ``why`` is for operators."""
         self.failures_total += 1
         return Refusal(
             "AU-01",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import gc
 import logging
 import os
 import signal
@@ -60,6 +61,8 @@ from grille.proxy.upstream import UpstreamPool
 log = logging.getLogger("grille.worker")
 
 RETRY_SECONDS: Final = 1.0
+GC_OBJECTS: Final = 20_000
+"""New objects between two looks for cycles; few are left behind by statements."""
 REFUSALS_PER_SECOND: Final = 10
 _POOL_SECONDS: Final = 2.0
 
@@ -173,6 +176,10 @@ class Worker:
             )
             stack.push_async_callback(self._listener.close)
             self.port = await self._listener.start()
+            # What exists now stays: the collector need not look at it again, nor after every few hundred new objects.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_OBJECTS, 20, 50)
             on_listening()
             stopped = asyncio.create_task(self._stopped.wait())
             stack.push_async_callback(_cancel, [stopped])
