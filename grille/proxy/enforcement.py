@@ -223,7 +223,7 @@ class Ready:
         self.large_until = 0.0
         """Monotonic time until which it is too large for the fast path."""
         self.writes = plan is not None and plan.writes
-        self.shared = plan is not None and plan.pure and plan.keyed
+        self.shared = plan is not None and plan.pure and plan.keyed and not plan.writes
         """It may run on a shared pipe."""
         self.added = 0
         self.tail = b""

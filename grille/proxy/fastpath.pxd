@@ -75,6 +75,7 @@ cdef class Unit:
     cdef public object timer
     cdef public str status
     cdef public int unkept
+    cdef public bint decoded
     cdef public bint over
     cdef public long nbytes
     cdef public bint releases
@@ -123,11 +124,14 @@ cdef class Lane:
     cdef object _turn
     cdef object _loop
     cdef bytes _rest
+    cdef object _decoding
     cdef list _redo
     cdef bint _failing
     cdef bint _slow
     cdef bint _stop
     cdef bint _waiting
+    cdef double _wait_until
+    cdef bint _waited
     cdef object _timer
     cdef list _out
     cdef bint _entered

@@ -309,6 +309,8 @@ class Unit:
         """Transaction status that the client is told."""
         self.unkept = 0
         """Events that are not kept yet."""
+        self.decoded = False
+        """Its rows are transformed, or need not be."""
         self.over = False
         """Its reply can be released, or it is to be run again."""
         self.nbytes = 0
@@ -391,6 +393,14 @@ class Unit:
             item.ready.private_until = until
             if not self.suspended:
                 item.ready.large_until = until
+
+    def clear(self) -> None:
+        """Give the client nothing of what came back."""
+        for item in self.items:
+            item.head = item.tail = b""
+            item.body.clear()
+            item.to_release.clear()
+            item.rows = item.nbytes = 0
 
     def finished(self, status: str) -> None:
         """ReadyForQuery has arrived: the outcome is known."""
@@ -627,8 +637,8 @@ class SharedPipes:
     def __init__(self, database: Database, turn: Turn) -> None:
         self.turn = turn
         self._database = database
-        self.wait_seconds = database.acquire_timeout
-        """How long a unit may wait for room."""
+        self.wait_seconds = database.acquire_timeout / 2
+        """How long a unit may wait for room; for a connection of its own it waits the other half."""
         self._loop = asyncio.get_running_loop()
         self._pipes: dict[Profile, list[Pipe]] = {}
         self._opening: dict[Profile, int] = {}
@@ -692,7 +702,10 @@ class SharedPipes:
             for pipes in self._pipes.values():
                 if pipe in pipes:
                     pipes.remove(pipe)
-        if self._waiting:
+            waiting, self._waiting = self._waiting, OrderedDict()
+            for lane in [lane for lanes in waiting.values() for lane in lanes]:
+                lane.resume()
+        elif self._waiting:
             agent, lanes = self._waiting.popitem(last=False)
             lane = lanes.popleft()
             if lanes:
@@ -817,6 +830,8 @@ class Lane:
         self._turn = self.shared.turn
         self._loop = asyncio.get_running_loop()
         self._rest = b""
+        self._decoding: deque[Unit] = deque()
+        """Answered, but behind one whose rows are being transformed, or that one itself."""
         self._redo: list[bytes] = []
         """Units that the session has to run, in order."""
         self._failing = False
@@ -827,6 +842,10 @@ class Lane:
         """Nothing more is taken until what is in flight is over."""
         self._waiting = False
         """There was no room on the shared pipes."""
+        self._wait_until = 0.0
+        """Loop time until which the next unit may wait for room; 0: it has not begun to."""
+        self._waited = False
+        """The session's next statement has waited for room."""
         self._timer: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
         self._entered = False
@@ -871,6 +890,11 @@ class Lane:
             pipe.abandon()
             self.lost(unit, UpstreamLost("the client has left"))
 
+    def patience(self) -> float | None:
+        """How long in seconds the session's next statement may wait for a connection; None: as long as any."""
+        waited, self._waited = self._waited, False
+        return self.shared.wait_seconds if waited else None
+
     def cancel(self) -> None:
         """Cancel what runs for this client, on its request."""
         if self.units:
@@ -897,6 +921,7 @@ class Lane:
             self._waiting = False
             self._disarm()
         if not self._closed and not self._slow and not self._stop:
+            self.session.stream.resume()
             self._take()
 
     def _take(self) -> None:
@@ -932,6 +957,8 @@ class Lane:
         self._timer = None
         if self._waiting:
             self._waiting = False
+            self._waited = True
+            self._wait_until = 0.0
             self.shared.stop_waiting(self, self._spiffe_id)
         self._slow = True
         self._hand_over()
@@ -1143,8 +1170,11 @@ class Lane:
                 if not self.shared.enter(pipe, self._spiffe_id):
                     self._waiting = True
                     self.shared.wait(self, self._spiffe_id)
-                    self._timer = self._loop.call_later(self.shared.wait_seconds, self._give_up)
+                    if not self._wait_until:
+                        self._wait_until = self._loop.time() + self.shared.wait_seconds
+                    self._timer = self._loop.call_at(self._wait_until, self._give_up)
                     return _BLOCKED
+                self._wait_until = 0.0
                 if not self._enter(items):
                     self.shared.leave(self._spiffe_id)
                     return _SLOW
@@ -1252,6 +1282,9 @@ class Lane:
 
     def _own(self, unit: Unit, connection: UpstreamConnection) -> None:
         """Send a unit on a connection that is its own, or its session's."""
+        if connection.cancelling:  # it must not hit this one
+            self.shared.spawn(self._own_later(unit, connection))
+            return
         if connection.pipe is None:
             connection.pipe = Pipe(connection, self._turn)
         unit.pipe = connection.pipe
@@ -1259,6 +1292,13 @@ class Lane:
         if seconds is not None:
             unit.timer = self._loop.call_later(seconds, unit.expire, seconds)
         self._send(unit)
+
+    async def _own_later(self, unit: Unit, connection: UpstreamConnection) -> None:
+        await connection.not_cancelling()
+        if self._closed:
+            self._refuse(unit, UpstreamLost("the client has left"))
+        else:
+            self._own(unit, connection)
 
     def _send(self, unit: Unit) -> None:
         pipe = unit.pipe
@@ -1359,24 +1399,30 @@ class Lane:
         self.active = self._loop.time()
         if unit.cancelled and not unit.error:
             unit.error = _CANCELLED
-            unit.failed = len(unit.items) - 1
-            unit.items[unit.failed].body.clear()
-            unit.items[unit.failed].tail = b""
+            unit.clear()
         if unit.error:
             self._judge(unit, pipe)
         if unit.again or self._failing:
             self._run_again(unit)
         elif unit.releases and not unit.error:
+            self._decoding.append(unit)
             self.shared.release_later(unit)
+        elif self._decoding:  # whether it may go on depends on those before it
+            self._decoding.append(unit)
+            unit.decoded = True
         else:
             self._record(unit)
 
     def released(self, unit: Unit) -> None:
         """The rows of a unit are transformed."""
-        if unit.again or self._failing:
-            self._run_again(unit)
-        else:
-            self._record(unit)
+        unit.decoded = True
+        decoding = self._decoding
+        while decoding and decoding[0].decoded:
+            unit = decoding.popleft()
+            if unit.again or self._failing:
+                self._run_again(unit)
+            else:
+                self._record(unit)
 
     def _judge(self, unit: Unit, pipe: Pipe) -> None:
         """What the client is told of an error, or that the unit has to run again."""
@@ -1399,7 +1445,7 @@ class Lane:
             return
         if refusal is not None and refusal.decision_id is None and item.ready.prepared.verdict is not None:
             refusal.decision_id = item.ready.prepared.verdict.id
-        unit.outcome = Run(self._portal(item))
+        unit.outcome = self._failed_run(unit, item)
         unit.outcome.status = "denied" if refusal is not None else "error"
         unit.outcome.sqlstate = refusal.sqlstate if refusal is not None else code
         unit.outcome.error = audit_text(server)
@@ -1423,7 +1469,7 @@ class Lane:
         unit.failed = 0
         unit.error = _LOST
         unit.fields = refusal_fields(lost)
-        unit.outcome = Run(self._portal(unit.items[0]))
+        unit.outcome = self._failed_run(unit, unit.items[0])
         unit.outcome.status = "unknown" if writes else "error"
         unit.outcome.sqlstate = lost.sqlstate
         unit.outcome.error = lost.detail_for_audit or ""
@@ -1438,7 +1484,7 @@ class Lane:
         unit.failed = 0
         unit.error = _LOST
         unit.fields = refusal_fields(refusal)
-        unit.outcome = Run(self._portal(item))
+        unit.outcome = self._failed_run(unit, item)
         unit.outcome.status = "denied"
         unit.outcome.refusal = refusal
         if not unit.pooled:
@@ -1465,6 +1511,15 @@ class Lane:
         portal.values = tuple(commit(value, name) for value, name in zip(item.values, item.ready.types, strict=False))
         portal.encoded = item.encoded
         return portal
+
+    def _failed_run(self, unit: Unit, item: Item) -> Run:
+        """The failed item as the session's own records know it, with the rows that the client gets all the same."""
+        run = Run(self._portal(item))
+        run.began, run.clock = unit.began, unit.clock
+        run.rows, run.bytes = len(item.body), item.nbytes
+        if unit.sent_at:
+            run.upstream = (unit.answered_at or time.perf_counter()) - unit.sent_at
+        return run
 
     def _event_of(self, run: Run, item: Item) -> Event:
         run.intent = item.intent
@@ -1549,9 +1604,7 @@ class Lane:
         """The events of a unit are kept, or cannot be: then the client does not get what it did (AU-01)."""
         if unit.refusal is not None:
             unit.fields = refusal_fields(unit.refusal)
-            for item in unit.items:
-                item.head = item.tail = b""
-                item.body.clear()
+            unit.clear()
             if unit.status == "T":
                 self.session.broke()
                 unit.status = self.session.status

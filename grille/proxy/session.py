@@ -946,9 +946,10 @@ class Session:
     async def _acquire(self) -> None:
         if self.relay.connection is not None:
             return
+        patience = self._lane.patience() if self._lane is not None else None
         try:
             self.relay.connection = await self._pool.acquire(
-                profile=self.settings.for_server(), borrower=self.agent.spiffe_id
+                patience, profile=self.settings.for_server(), borrower=self.agent.spiffe_id
             )
         except Refusal as refusal:
             if "22023" in (refusal.detail_for_audit or ""):

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeVar
 
@@ -261,19 +261,31 @@ class UpstreamConnection:
         self._unpinned.add(name.lower())
         self.dirty = True
 
-    async def cancel(self) -> bool:
+    @property
+    def cancelling(self) -> bool:
+        """True while a cancel request may still hit what runs here."""
+        return self._cancels > 0
+
+    async def not_cancelling(self) -> None:
+        """Wait until no cancel request can hit what is sent here."""
+        await self._no_cancel.wait()
+
+    def cancel(self) -> Coroutine[Any, Any, bool]:
         """Ask the server to cancel what runs here, and wait until it has dealt with that.
 
-        Nothing more is sent on this connection meanwhile.  False: the server could not be asked, or did not close the
-        cancel connection in time; this connection will not be used by another borrower.
+        Nothing more is sent on this connection from the call on, and it is lent to nobody.  False: the server could not
+        be asked, or did not close the cancel connection in time; this connection will not be used by another borrower.
         """
-        if self._key is None or self.lost:
-            return False
         self._cancels += 1
         self._no_cancel.clear()
+        return self._cancel()
+
+    async def _cancel(self) -> bool:
         stream: ByteStream | None = None
         done = False
         try:
+            if self._key is None or self.lost:
+                return False
             async with asyncio.timeout(self._database.connect_timeout):
                 stream = await _connect(self._database)
                 stream.send(CancelRequest(self._key.process_id, self._key.secret).encode())

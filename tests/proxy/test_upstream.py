@@ -599,7 +599,7 @@ async def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_vanished_host_is_noticed_by_the_kernel() -> None:
     server = Script()
     async with server.listening() as database, connected(database) as connection:
-        assert connection._stream.extra("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.stream.extra("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_a_server_that_closes_at_once() -> None:
