@@ -130,6 +130,7 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
     ("SELECT bal FROM acc WHERE id = 5000000000", True, True, None),
     ("SELECT bal FROM acc WHERE id = 5.0", True, False, None),
     ("SELECT bal FROM acc WHERE '5'::xid = id", True, False, None),
+    ("SELECT bal FROM acc WHERE id = 5::oid", True, False, None),
     ("SELECT bal FROM acc WHERE id = 5::numeric", True, False, None),
     ("SELECT bal FROM acc WHERE id::int8 = 5", True, False, None),
     ("SELECT bal FROM acc WHERE id = '5'", True, True, None),
