@@ -152,7 +152,7 @@ def runs_on(plan: Plan) -> str:
     if plan.keyed:
         return f"a shared pipe ({'keyed by ' + ', '.join(plan.keys) if plan.keys else 'it reads no table'})"
     if plan.limited is not None:
-        return f"a shared pipe (at most {plan.limited} rows, and it may stop there)"
+        return f"a connection of its own (not bounded by a key; it stops after {plan.limited} rows)"
     return "a connection of its own (not bounded by a key)"
 
 

@@ -130,6 +130,7 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
     ("SELECT bal FROM acc WHERE id = 5000000000", True, True, None),
     ("SELECT bal FROM acc WHERE id = 5.0", True, False, None),
     ("SELECT bal FROM acc WHERE '5'::xid = id", True, False, None),
+    ("SELECT bal FROM acc WHERE id = 5::oid", True, False, None),
     ("SELECT bal FROM acc WHERE id = 5::numeric", True, False, None),
     ("SELECT bal FROM acc WHERE id::int8 = 5", True, False, None),
     ("SELECT bal FROM acc WHERE id = '5'", True, True, None),
@@ -175,6 +176,7 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
     ("SELECT 1 FROM acc a FULL JOIN cust c ON a.id = c.id WHERE a.id = 1", True, False, None),
     ("SELECT 1 FROM acc a FULL JOIN cust c ON a.id = c.id WHERE a.id = 1 AND c.id = 1", True, True, None),
     ("SELECT 1 FROM acc a FULL JOIN cust c USING (id) WHERE id = 1", True, False, None),
+    ("SELECT 1 FROM acc a FULL JOIN part c USING (id) WHERE id = 1 AND c.id = 1", True, False, None),
     ("SELECT 1 FROM acc a LEFT JOIN (cust c JOIN line l ON l.acc = c.ref AND l.pos = 0) ON c.id = a.cid "
      "WHERE a.id = 1", True, True, None),
     ("SELECT 1 FROM acc a, LATERAL (SELECT title FROM cust WHERE id = a.cid) s WHERE a.id = 1", True, True, None),
@@ -337,7 +339,7 @@ def test_the_keys_are_named(bank: Bank) -> None:
     [
         ("SELECT bal FROM acc WHERE id = 1", "a shared pipe (keyed by acc_pkey)"),
         ("SELECT 1", "a shared pipe (it reads no table)"),
-        ("SELECT bal FROM acc LIMIT 5", "a shared pipe (at most 5 rows, and it may stop there)"),
+        ("SELECT bal FROM acc LIMIT 5", "a connection of its own (not bounded by a key; it stops after 5 rows)"),
         ("SELECT bal FROM acc", "a connection of its own (not bounded by a key)"),
         (
             "DELETE FROM acc WHERE id = 1",

@@ -1190,9 +1190,7 @@ class Analyzer:
             self._result.bindings.append(Binding(item, column.name, operand, None, len(values)))
 
     def _bind_columns(self, left: tuple[Item, str], right: tuple[Item, str], binds: Sequence[Item]) -> None:
-        """Two columns are equal: each bounds the other, if that is of another item."""
-        if left[0] is right[0]:
-            return
+        """Two columns are equal: each bounds the other once that is bounded."""
         types = self._column_of(*left).type, self._column_of(*right).type
         for one, other, kinds, swapped in ((left, right, types, False), (right, left, types[::-1], True)):
             column, source = _real_column(*one), _real_column(*other)
