@@ -166,6 +166,12 @@ async def _database(database: Database, report: Report) -> Catalog | None:
         await reader.close()
     over = f", over {encryption}" if encryption else ""
     report.ok(f"{item} catalogue", f"{len(catalog.relations)} relations, epoch {catalog.epoch[:16]}{over}")
+    if database.passthrough:
+        report.warn(
+            f"{item} passthrough",
+            f"THE POLICY MAY OPEN IT UNFILTERED: a passthrough session is role {database.role} itself, without row "
+            "filters, masks, tokens or limits. Set passthrough = false unless a tool needs it",
+        )
     powers = [name for name, has in (power or {}).items() if has]
     if powers:
         report.warn(

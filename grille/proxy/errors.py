@@ -111,6 +111,8 @@ _HINTS: Final[Mapping[str, str]] = {
     "AC-04": "Your permission is not valid at this time. Ask the owner of this policy and give the decision id.",
     "AC-05": "Ask the owner of this policy and give the decision id. The same statement will be denied again.",
     "AC-06": "Ask for less: add a condition or a LIMIT, or wait before the next statement.",
+    "AC-08": "Ask the operator of this proxy: passthrough needs databases.passthrough = true and the policy's "
+    "answer to connect.",
     "AU-01": "The audit trail cannot be written now. Nothing was answered; try again later.",
     "CO-01": "Leave this column out of the statement.",
     "CO-02": "Leave this column out of the statement.",

@@ -258,3 +258,10 @@ async def test_a_role_that_may_not_connect(over_tls: Setting, remote: tuple[Clus
     changes = (*secured(over_tls, remote), (f'role = "{bank.ROLE}"', 'role = "stranger"'))
     (failed,) = failures((await over_tls.check(*changes))[1])
     assert failed.endswith("Let pg_hba.conf accept role stranger from here, by scram-sha-256 or cert.")
+
+
+async def test_passthrough_is_a_loud_warning(setting: Setting) -> None:
+    status, lines = await setting.check(("role = ", "passthrough = true\nrole = "))
+    assert status == 0
+    (warning,) = [line for line in lines if line.startswith("WARN")]
+    assert warning.startswith("WARN database bank passthrough: THE POLICY MAY OPEN IT UNFILTERED")
