@@ -48,8 +48,9 @@ from grille.protocols.postgres.messages import (
     decode_data_row,
     encode_data_row,
 )
-from grille.protocols.postgres.rewrite import Plan
+from grille.protocols.postgres.rewrite import Plan, Transform
 from grille.protocols.postgres.statement import SessionCommand
+from grille.proxy import fastpath, upstream
 from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
 from grille.proxy.enforcement import Prepared, Ready, Understood
 from grille.proxy.fastpath import SharedPipes, Turn
