@@ -506,6 +506,9 @@ class Bank:
 class Scripted:
     """Every text of one word and a value is a plan of its own; the value is a parameter."""
 
+    def connect(self, agent: Agent) -> None:
+        """Every session is governed."""
+
     def __init__(self) -> None:
         self.limits: dict[str, Limits] = {}
         self.plans: dict[str, dict[str, Any]] = {}
@@ -524,7 +527,7 @@ class Scripted:
         key = agent.fingerprint, prepared.understood.text, self.epoch
         ready = self._ready.get(key)
         if ready is None:
-            ready = self._ready[key] = Ready(prepared, 1e12)
+            ready = self._ready[key] = Ready(prepared, 1e12, agent)
         values: list[bytes | None] | None = list(prepared.constants) if prepared.understood.is_template else None
         return ready, values
 
@@ -543,7 +546,7 @@ class Scripted:
         plan = Plan(
             sql=sql, name=f"{word}{self.epoch}", parameter_types=(25,), client_parameters=1, literals=(), encode=(),
             injected=(), hidden_columns=0, swallow_rows=False, results=(), writes=writes, row_check_plan=False,
-            pure=not writes, keyed=not writes, shared=True,
+            pure=not writes, keyed=not writes, shared=True, returns_rows=not writes,
         )  # fmt: skip
         plan = msgspec.structs.replace(plan, **self.plans.get(word, {}))
         template = value is not None
