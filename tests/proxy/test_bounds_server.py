@@ -52,6 +52,7 @@ ALTER TABLE acc ADD PRIMARY KEY (id), ADD UNIQUE (code), ADD UNIQUE (maybe), ADD
     ADD UNIQUE (day), ADD UNIQUE (ssn), ADD UNIQUE (mail), ADD UNIQUE (short), ADD UNIQUE (label);
 CREATE UNIQUE INDEX some_cid ON acc (cid) WHERE branch = '0042';
 CREATE UNIQUE INDEX lower_name ON acc (lower(name));
+CREATE UNIQUE INDEX mixed ON acc (cid, lower(name));
 CREATE UNIQUE INDEX name_in_c ON acc (name COLLATE "C");
 CREATE UNIQUE INDEX name_pattern ON acc (name text_pattern_ops);
 CREATE INDEX plain_bal ON acc (bal);
