@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(f"measuring the {made.upper()} build of Grille, scenario {chosen.scenario}", soft_wrap=True)
+    # So that everything that was started ends with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen.out.mkdir(parents=True, exist_ok=True)
     options = Options(
         scenario=chosen.scenario, seconds=chosen.seconds, level=chosen.level, workers=chosen.workers,

@@ -222,6 +222,7 @@ database = "{DATABASE}"
 role = "{SUPERUSER}"
 tls = "off"
 pool_size = {self.pool_size}
+passthrough = {json.dumps("passthrough" in variant.scopes)}
 [policy]
 bundle = {json.dumps(str(home / "policy.tar.gz"))}
 [audit]

@@ -131,7 +131,7 @@ def line(name: str, runs: Runs, *, level: str, build: str, more: Mapping[str, st
 
 def plot(title: str, cases: Mapping[str, Runs]) -> str:
     """An SVG: a bar a contender with its median throughput, a line from the lowest to the highest round."""
-    bar, left, width, right = 22, 190, 420, 210
+    bar, left, width, right = 22, 270, 420, 210
     y = 34
     body = []
     for heading, runs in cases.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from grille.policies import bundle
+from grille.policies.bundles import build
 from grille.policies.wasm import WasmEngine
 from grille.proxy.authority import Authority
 from grille.proxy.demo.cluster import debian_binaries
@@ -129,6 +130,11 @@ def test_the_bundle_grants_by_its_last_policy(tmp_path: Path, policies: int) -> 
     assert off.columns["public.pgbench_accounts.card"].read == "clear"  # type: ignore[attr-defined]
 
 
+def test_the_bundle_is_built_from_its_sources() -> None:
+    sources = contenders.POLICY.parent / "policy"
+    assert bundle.read(contenders.POLICY).revision.partition("+")[0] == build.revision(sources)
+
+
 def test_each_control_that_can_be_turned_off_has_its_variant() -> None:
     found = {variant.name: variant for variant in compare.variants(scenarios.SCENARIOS["p1"], "power")}
     assert set(found) == {
@@ -175,17 +181,21 @@ def test_contenders_must_have_the_same_data(scene: contenders.Stage) -> None:
     stranger = Authority("other.example").issue("driver/0").write(scene.directory, "stranger")
     port = int(grille.settings["PGPORT"])
     assert set(compare.check_data(scene, [Contender("x", scene.client(port, stranger), list)])) == {"x"}
-    # A row that the filter hides is different data.
-    subprocess.run(
-        [contenders.program("psql"), "-Xqc", "UPDATE pgbench_accounts SET bid = 2 WHERE aid = 500"],
-        env=direct.environment, check=True,
-    )  # fmt: skip
-    with pytest.raises(compare.DifferentData, match="grille"):
-        compare.check_data(scene, [grille])
-    # The raw driver counts what is missing too.
     with drivers.Driver(grille.settings, scene.agents(2), 3) as driver:
         driver.command({"do": "warm up"})
         figures = driver.command({"do": "closed", "seconds": 0.2, "in_flight": 2})
         assert figures["count"] >= 2 and 0 < figures["p50_us"] <= figures["p99_us"]
         figures = driver.command({"do": "open", "seconds": 0.5, "active": 2, "rate": 20})
         assert figures["count"] == 10
+    # A row that the filter hides is different data, and the raw driver misses it.
+    subprocess.run(
+        [contenders.program("psql"), "-Xqc", "UPDATE pgbench_accounts SET bid = 2 WHERE aid = 1"],
+        env=direct.environment, check=True,
+    )  # fmt: skip
+    with pytest.raises(compare.DifferentData, match="grille"):
+        compare.check_data(scene, [grille])
+    with (
+        drivers.Driver(grille.settings, scene.agents(1), 1) as driver,
+        pytest.raises(drivers.ServerError, match="without the rows"),
+    ):
+        driver.command({"do": "warm up"})
