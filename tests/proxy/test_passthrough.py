@@ -50,6 +50,7 @@ from grille.protocols.postgres.messages import (
     Terminate,
     decode_data_row,
 )
+from grille.protocols.postgres.state import State
 from grille.proxy import passthrough
 from grille.proxy.catalog import connect, read_catalog
 from grille.proxy.config import Audit, Config, Database, Identity, Listener, Policy
@@ -165,6 +166,18 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def steady(condition: Callable[[], bool]) -> None:
+    """Wait until something is so, and has been for 30 looks."""
+    seen = 0
+
+    def look() -> bool:
+        nonlocal seen
+        seen = seen + 1 if condition() else 0
+        return seen == 30
+
+    await until(look)
 
 
 class World:
@@ -535,6 +548,41 @@ async def test_an_error_is_told_before_its_sync(world: World) -> None:
     assert kinds(await client.ask(Sync())) == "Z"
 
 
+async def test_a_sync_that_crosses_the_wish_for_data_is_void(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was read before the server's CopyInResponse and would leave after it: the server would not count it."""
+    client = await world.client()
+    (session,) = world.sessions
+    no_cancel, calls = passthrough.PrivateConnection.no_cancel, iter(range(9))
+
+    async def late(connection: passthrough.PrivateConnection) -> None:
+        await no_cancel(connection)
+        if next(calls) == 3:
+            await until(lambda: session._state.state is State.COPY_IN_EXTENDED)
+
+    monkeypatch.setattr(passthrough.PrivateConnection, "no_cancel", late)
+    monkeypatch.setattr(passthrough, "_FORWARD_BYTES", 0)  # each message leaves by itself
+    client.send(Parse("", "COPY t FROM STDIN"), Bind("", ""), Execute(""), Sync())
+    assert kinds([await client.message() for _ in range(3)]) == "12G"
+    assert kinds(await client.ask(CopyData(b"1\ta\n"), CopyDone(), Sync())) == "CZ"
+    assert kinds(await client.query("SELECT 1")) == "TDCZ"
+
+
+async def test_data_that_comes_while_its_failure_is_recorded_is_dropped(make_world: MakeWorld) -> None:
+    world = await make_world(writes="strict")
+    client = await world.client()
+    for _ in range(5):
+        client.send(Query("COPY t FROM STDIN"))
+        assert (await client.message())[0] == "G"
+        client.send(CopyData(b"bad\n" * 5000))
+        answer = asyncio.create_task(client.unit())
+        while not answer.done():
+            client.send(CopyData(b"late\n"))
+            await asyncio.sleep(0)
+        assert kinds(answer.result()) == "EZ"
+        client.send(CopyFail("seen"))
+    assert kinds(await client.query("SELECT 1")) == "TDCZ"
+
+
 async def test_copy_data_behind_what_is_no_copy_is_dropped(world: World) -> None:
     client = await world.client()
     assert kinds(await client.ask(Parse("", "SELECT 1"), Bind("", ""), Execute(""), CopyData(b"x"), Sync())) == "12DCZ"
@@ -720,7 +768,12 @@ async def test_a_slow_reader_slows_the_server(world: World) -> None:
     client = await world.client()
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
     client.send(Query("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000)) TO STDOUT"))
-    await world.runs("COPY", "wait_event = 'ClientWrite'")
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'COPY%' AND wait_event = 'ClientWrite'"
+    await steady(lambda: bool(world.direct(waiting)))
+    (session,) = world.sessions
+    transport = session.stream._transport
+    assert transport is not None
+    assert transport.get_write_buffer_size() < 2_000_000
     client.writer.transport.resume_reading()  # type: ignore[attr-defined]
     messages = await client.unit()
     assert kinds(messages) == "H" + "d" * 100_000 + "cCZ"
@@ -729,19 +782,25 @@ async def test_a_slow_reader_slows_the_server(world: World) -> None:
 async def test_a_slow_server_slows_the_writer(world: World) -> None:
     client, other = await world.client(), await world.client()
     await other.query("BEGIN; LOCK TABLE t")
-    client.send(Query("CREATE TEMP TABLE own (a text)"))
-    await client.unit()
-    client.send(Query("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
-                      "$$BEGIN PERFORM 1 FROM t; RETURN NEW; END$$;"
-                      "CREATE TRIGGER slow BEFORE INSERT ON own FOR EACH ROW EXECUTE FUNCTION slow()"))  # fmt: skip
-    await client.unit()
+    await client.query("CREATE TEMP TABLE own (a text)")
+    await client.query(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM 1 FROM t; RETURN NEW; END$$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON own FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
     client.send(Query("COPY own FROM STDIN"))
     assert (await client.message())[0] == "G"
     row = CopyData(b"x" * 1000 + b"\n").encode()
     for _ in range(64):
         client.writer.write(row * 1000)
-    await world.runs("COPY own", "wait_event_type = 'Lock'")
-    assert client.writer.transport.get_write_buffer_size() > 32_000_000
+    left = 0
+
+    def unchanged() -> bool:
+        nonlocal left
+        before, left = left, client.writer.transport.get_write_buffer_size()
+        return before == left
+
+    await steady(unchanged)
+    assert left > 32_000_000
     await other.query("COMMIT")
     client.send(CopyDone())
     messages = await client.unit()
