@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 # The hot path: one source, compiled by Cython where there is a compiler.  GRILLE_PLAIN=1 runs the source.
 HOT := $(addprefix grille/,$(addsuffix .py,protocols/postgres/framing protocols/postgres/messages \
 	protocols/postgres/state protocols/postgres/pipeline protocols/postgres/lexer protocols/postgres/codecs \
-	tokenization/ff1 audit/chain audit/records audit/encoding audit/fused proxy/relay proxy/fastpath))
+	tokenization/ff1 audit/chain audit/records audit/encoding audit/fused audit/spool \
+	proxy/relay proxy/fastpath proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement))
 
 COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"

@@ -303,6 +303,7 @@ class Enforcement:
         self._ready: Lru[object, Ready] = Lru(READY_ENTRIES, weight=CACHED_CHARACTERS)
         self._ready_pdp: object = None
         self._ready_epoch = ""
+        self._generation = 0
 
     def ready(
         self, agent: Agent, text: bytes, types: tuple[int, ...] = ()
@@ -312,14 +313,8 @@ class Enforcement:
         The values are None where the client binds its own.  None: it has to be prepared with `prepare`, which tells
         what is wrong with it.  A hit parses no SQL and asks no policy engine.
         """
-        pdp = self._pdp()
-        try:
-            catalog = self._catalog()
-        except Refusal:
+        if not self.renew():
             return None
-        if pdp is not self._ready_pdp or catalog.epoch != self._ready_epoch:
-            self._ready.clear()
-            self._ready_pdp, self._ready_epoch = pdp, catalog.epoch
         values: list[bytes | None] | None = None
         found: Ready | None
         parts = lexer.cut(text) if not types else None
@@ -342,6 +337,22 @@ class Enforcement:
                 return None
             self._ready.put(key, found, len(text))
         return found, values
+
+    def renew(self) -> int:
+        """Forget what was ready under another policy or catalogue; the number of the present generation.
+
+        0: there is no catalogue yet.
+        """
+        pdp = self._pdp()
+        try:
+            epoch = self._catalog().epoch
+        except Refusal:
+            return 0
+        if pdp is not self._ready_pdp or epoch != self._ready_epoch:
+            self._ready.clear()
+            self._ready_pdp, self._ready_epoch = pdp, epoch
+            self._generation += 1
+        return self._generation
 
     def _shape(self, text: bytes) -> _Shape:
         """Which of the constants that `lexer.cut` finds become parameters; all are kept where that cannot be told."""

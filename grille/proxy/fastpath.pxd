@@ -1,5 +1,7 @@
 import cython
 
+from grille.proxy.enforcement cimport Ready
+
 
 cdef class Turn:
     cdef object _loop
@@ -17,11 +19,12 @@ cdef class Described:
 
 
 cdef class Item:
-    cdef public object ready
+    cdef public Ready ready
     cdef public object plan
     cdef public bytes text
     cdef public tuple types
     cdef public object values
+    cdef public bytes raw
     cdef public bytes wire
     cdef public bytes says
     cdef public bint unnamed
@@ -143,8 +146,9 @@ cdef class Lane:
     cpdef void received(self, bytes data) except *
     @cython.locals(position=Py_ssize_t, size=Py_ssize_t, taken=Py_ssize_t)
     cpdef void _take(self) except *
-    @cython.locals(position=Py_ssize_t, end=Py_ssize_t, length=Py_ssize_t, kind=cython.int, item=Item)
+    @cython.locals(position=Py_ssize_t, end=Py_ssize_t, length=Py_ssize_t, kind=cython.int, item=Item, generation=long, now=double, ready=Ready)
     cpdef Py_ssize_t _unit(self, bytes data, Py_ssize_t start, Py_ssize_t size) except? -7
+    @cython.locals(ready=Ready)
     cpdef bint _bind(self, Item item, tuple formats, tuple result_formats) except? -1
     @cython.locals(unit=Unit)
     cpdef void _begin(self, Unit unit) except *
@@ -160,3 +164,9 @@ cdef class Lane:
     @cython.locals(item=Item, count=cython.int)
     cpdef void _count(self, Unit unit, double audited) except *
     cpdef void flush(self) except *
+
+
+@cython.locals(size=Py_ssize_t, end=Py_ssize_t, position=Py_ssize_t, start=Py_ssize_t, length=Py_ssize_t, count=cython.int, parameters=cython.int)
+cdef object _read_bind(bytes payload)
+cpdef bytes _bind_message(str name, bytes wire)
+cpdef bytes _values(object values, bytes tail, int added)

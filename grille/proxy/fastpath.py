@@ -31,7 +31,6 @@ from grille.protocols.postgres.messages import (
     BIND_COMPLETE,
     NO_DATA,
     PARSE_COMPLETE,
-    Bind,
     Close,
     CommandComplete,
     Describe,
@@ -91,6 +90,7 @@ REOPEN_SECONDS: Final = 1.0
 _INT16: Final = struct.Struct("!H")
 _INT32: Final = struct.Struct("!i")
 _SYNC: Final = b"S\0\0\0\4"
+_NO_FORMATS: Final[tuple[int, ...]] = ()
 _NULL: Final = b"\xff\xff\xff\xff"
 _TOO_SLOW: Final = frozenset({"57014", "55P03"})
 _RECHECK: Final = _TOO_SLOW | {"40001", "40P01"}
@@ -205,6 +205,8 @@ class Item:
         self.types = types
         self.values = values
         """What the client gave, for the audit event."""
+        self.raw = b""
+        """The client's own encoding of its values; empty where they have to be encoded."""
         self.wire = b""
         """Bind, from its formats on to its result formats."""
         self.says = b""
@@ -999,6 +1001,8 @@ class Lane:
         parsed = b""
         executed = True
         simple = kind == _Q
+        generation = 0
+        now = 0.0
         try:
             while True:
                 if size - position < 5:
@@ -1044,29 +1048,38 @@ class Lane:
                     unnamed = Statement(parse.text, parse.types, found[0].prepared, None)
                     parsed = PARSE_COMPLETE
                 elif kind == _B:
-                    bind = Bind.decode(payload)
-                    if bind.portal or len(items) >= MAX_STATEMENTS:
+                    bound = _read_bind(payload)
+                    if bound is None or len(items) >= MAX_STATEMENTS:
                         return _SLOW
-                    statement = session.statements.get(bind.statement) if bind.statement else unnamed
+                    name, formats, given, raw, result_formats = bound
+                    statement = session.statements.get(name) if name else unnamed
                     if statement is None or statement.chain is not None or statement.answer is not None:
                         return _SLOW
-                    text = statement.encoded
-                    found = self.enforcement.ready(self._agent, text, statement.types)
-                    if found is None or found[0].plan is None:
-                        return _SLOW
-                    ready, values = found
-                    if values is None:
-                        values = list(bind.values)
-                        if ready.plan is None or len(values) != ready.plan.client_parameters:
+                    if generation == 0:
+                        generation = self.enforcement.renew()
+                        now = time.monotonic()
+                    known = statement.known
+                    if known is None or known[0] != generation or now >= known[1].expires:
+                        found = self.enforcement.ready(self._agent, statement.encoded, statement.types)
+                        if found is None or found[0].plan is None:
                             return _SLOW
-                    elif bind.values:
+                        known = statement.known = (generation, *found)
+                    ready, values = known[1], known[2]
+                    if values is None:
+                        if ready.plan is None or len(given) != ready.plan.client_parameters:
+                            return _SLOW
+                        item = Item(ready, statement.encoded, statement.types, given)
+                    elif given:
                         return _SLOW
-                    item = Item(ready, text, statement.types, values)
-                    if bind.statement:
+                    else:
+                        item = Item(ready, statement.encoded, statement.types, values)
+                        formats, raw = (), b""
+                    if name:
                         item.plan = ready.named
                         item.unnamed = False
-                    item.result_formats = bind.result_formats
-                    if not self._bind(item, bind.formats if bind.values else (), bind.result_formats):
+                    item.result_formats = result_formats
+                    item.raw = raw
+                    if not self._bind(item, formats, result_formats):
                         return _SLOW
                     item.says = parsed + BIND_COMPLETE
                     parsed = b""
@@ -1085,7 +1098,7 @@ class Lane:
                 else:
                     return _SLOW
                 position = end
-        except (ProtocolViolation, Refusal, struct.error):
+        except (ProtocolViolation, Refusal, IndexError, UnicodeDecodeError, struct.error):
             return _SLOW
         if not items or not executed or parsed:
             return _SLOW
@@ -1121,7 +1134,10 @@ class Lane:
                 head = _formats((*spread, *((0,) * ready.added)))
             else:
                 head = b"\0\0"
-            wire = head + _values(values, ready.tail, ready.added)
+            if item.raw:
+                wire = head + _INT16.pack(len(values) + ready.added) + item.raw + ready.tail
+            else:
+                wire = head + _values(values, ready.tail, ready.added)
         item.swallow = plan.swallow_rows
         item.hidden = plan.hidden_columns
         item.transformed = bool(plan.results)
@@ -1663,8 +1679,6 @@ class Lane:
                 item.rows,
                 item.encoded,
                 item.decoded,
-                0,
-                0,
                 int(item.tokenize * 1e6),
                 unit.upstream,
                 audit,
@@ -1689,6 +1703,69 @@ def _at_once(work: Coroutine[Any, Any, T]) -> T | None:
         return result
     work.close()
     return None
+
+
+def _read_bind(
+    payload: bytes,
+) -> tuple[str, tuple[int, ...], list[bytes | None], bytes, tuple[int, ...]] | None:
+    """Statement, formats, values, the same as they were encoded, and result formats of a Bind to the unnamed portal.
+
+    None if it is another, or malformed: then the session tells what is wrong with it.  Raises IndexError or
+    UnicodeDecodeError for some that are malformed.
+    """
+    size = len(payload)
+    if payload[0] != 0:
+        return None
+    end = payload.find(0, 1)
+    if end < 0:
+        return None
+    name = payload[1:end].decode()
+    position = end + 1
+    count = payload[position] << 8 | payload[position + 1]
+    position += 2
+    formats = _NO_FORMATS
+    if count:
+        formats = _read_formats(payload, position, count)
+        position += 2 * count
+    parameters = payload[position] << 8 | payload[position + 1]
+    position += 2
+    if count > 1 and count != parameters:
+        return None
+    start = position
+    values: list[bytes | None] = []
+    for _ in range(parameters):
+        if payload[position] == 255:
+            if payload[position : position + 4] != _NULL:
+                return None
+            values.append(None)
+            position += 4
+            continue
+        length = (
+            payload[position] << 24 | payload[position + 1] << 16 | payload[position + 2] << 8 | payload[position + 3]
+        )
+        position += 4
+        if length > size - position:
+            return None
+        values.append(payload[position : position + length])
+        position += length
+    raw = payload[start:position]
+    count = payload[position] << 8 | payload[position + 1]
+    position += 2
+    results = _NO_FORMATS
+    if count:
+        results = _read_formats(payload, position, count)
+        position += 2 * count
+    if position != size:
+        return None
+    return name, formats if parameters else _NO_FORMATS, values, raw, results
+
+
+def _read_formats(payload: bytes, position: int, count: int) -> tuple[int, ...]:
+    codes = struct.unpack_from(f"!{count}h", payload, position)
+    for code in codes:
+        if code not in (0, 1):
+            raise ProtocolViolation(f"unsupported format code: {code}", fatal=False)
+    return codes
 
 
 def _formats(codes: Sequence[int]) -> bytes:

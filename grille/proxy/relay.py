@@ -55,7 +55,7 @@ from grille.proxy.stream import ByteStream
 if TYPE_CHECKING:
     from grille.audit.event import Chain, Value
     from grille.proxy.answers import Answer
-    from grille.proxy.enforcement import Enforcement, Prepared
+    from grille.proxy.enforcement import Enforcement, Prepared, Ready
     from grille.proxy.identity import Agent
     from grille.proxy.upstream import UpstreamConnection
 
@@ -78,7 +78,7 @@ _POISON: Final = "grille_denied"
 class Statement:
     """One statement that the client has prepared, under whatever name."""
 
-    __slots__ = ("answer", "chain", "encoded", "named", "prepared", "text", "types")
+    __slots__ = ("answer", "chain", "encoded", "known", "named", "prepared", "text", "types")
 
     def __init__(
         self,
@@ -100,6 +100,8 @@ class Statement:
         """What the proxy answers by itself."""
         self.named = named
         """The client gave it a name: it will be bound again."""
+        self.known: tuple[int, Ready, list[bytes | None] | None] | None = None
+        """What `Enforcement.ready` said of it, and under which generation of policy and catalogue."""
 
 
 class Portal:

@@ -79,6 +79,10 @@ class _Statements(Collector):
         self._buckets[stage][bisect_left(_BUCKETS, microseconds)] += 1
         self._sums[stage] += microseconds
 
+    def idle(self, stage: str) -> None:
+        """A stage that took no time."""
+        self._buckets[stage][0] += 1
+
     def collect(self) -> Iterable[Metric]:
         statements = CounterMetricFamily(
             "grille_statements", "Statements by action and outcome.", labels=("action", "outcome")
@@ -170,24 +174,25 @@ class Metrics:
         rows: int,
         encoded: int,
         decoded: int,
-        understand: int,
-        decide: int,
         tokenize: int,
         upstream: int,
         audit: int,
         total: int,
     ) -> None:
-        """Count one statement that was allowed, as ``observe`` does its event; the stages are in microseconds."""
+        """Count one statement that was known and allowed, as ``observe`` does its event; stages in microseconds."""
         statements = self._statements
         statements.outcome(action, status)
         statements.decision(True, control)
         statements.rows += rows
         statements.encoded += encoded
         statements.decoded += decoded
+        statements.idle("understand")
+        statements.idle("decide")
         stage = statements.stage
-        stage("understand", understand)
-        stage("decide", decide)
-        stage("tokenize", tokenize)
+        if tokenize:
+            stage("tokenize", tokenize)
+        else:
+            statements.idle("tokenize")
         stage("upstream", upstream)
         stage("audit", audit)
         stage("total", total)

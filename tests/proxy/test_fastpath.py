@@ -509,6 +509,9 @@ class Scripted:
     def connect(self, agent: Agent) -> None:
         """Every session is governed."""
 
+    def renew(self) -> int:
+        return self.epoch + 1
+
     def __init__(self) -> None:
         self.limits: dict[str, Limits] = {}
         self.plans: dict[str, dict[str, Any]] = {}
