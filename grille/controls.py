@@ -79,6 +79,10 @@ class Refusal(Exception):
         self.detail_for_audit = detail_for_audit
         self.position = position
         """1-based character position in the agent's own text, where one is known."""
+        self.location = 0
+        """Byte offset in the text that was parsed, from which `position` is made; 0: none is known."""
+        self.places: dict[str, int] = {}
+        """`location` of each relation that the statement names, in the order in which they were looked up."""
         self.operation: object | None = None
         """What was understood of the statement before it was refused; the policy is asked about that first."""
         self.template: str | None = None

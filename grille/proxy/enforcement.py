@@ -39,8 +39,9 @@ from grille.policies.pdp import (
 )
 from grille.protocols.operation import Operation
 from grille.protocols.postgres import lexer
-from grille.protocols.postgres.analysis import Analysis, Sensitive, unavailable_relation
+from grille.protocols.postgres.analysis import Analysis, Sensitive, placed, unavailable_relation
 from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.commands import SessionCommand
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.rewrite import (
@@ -56,7 +57,6 @@ from grille.protocols.postgres.rewrite import (
 )
 from grille.protocols.postgres.statement import (
     ParsedStatement,
-    SessionCommand,
     analyze,
     parse_text,
     redacted,
@@ -160,6 +160,8 @@ class Understood(msgspec.Struct, frozen=True):
     is_template: bool
     shown: str
     """`text` with every constant replaced: what the audit event shows."""
+    places: dict[str, int] = {}
+    """Where `text` first names each relation, as byte offsets."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -410,30 +412,23 @@ class Enforcement:
         except Refusal as refusal:
             if refusal.template is None:
                 refusal.template = redacted(text) if len(text) <= self._max_statement else ""
+            if refusal.position is None and refusal.location:
+                refusal.position = self._position(text, tuple(types), refusal.location)
             raise
 
     def _prepare(self, agent: Agent, text: str, types: tuple[int, ...], simple: bool) -> list[Prepared]:
         self._follow_catalog()
         started = time.perf_counter_ns()
         understood, constants = self._understand(agent, text, types)
-        if len(understood) > 1:
-            if not simple:
-                raise Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
-            governed = [u for u in understood if u.command is None]
-            if governed and len(governed) != len(understood):
-                raise Refusal(
-                    "ST-05",
-                    "Session and transaction commands cannot share a text with other statements.",
-                    sqlstate="0A000",
-                    hint="Send each as a statement of its own.",
-                )
+        if len(understood) > 1 and not simple:
+            raise Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
         understood_at = time.perf_counter_ns()
         prepared = []
         for one in understood:
             if one.operation is None:
                 prepared.append(Prepared(one.action, one.command, None, (), Limits(), one, None, False))
                 continue
-            verdict, cached = self._decide(agent, one.operation)
+            verdict, cached = self._decide(agent, one.operation, one.places)
             plan = self._plan(one, verdict)
             decided_at = time.perf_counter_ns()
             stages = {"understand": (understood_at - started) // 1000, "decide": (decided_at - understood_at) // 1000}
@@ -441,6 +436,22 @@ class Enforcement:
                 Prepared(one.action, None, plan, constants, verdict.decision.limits, one, verdict, cached, stages)
             )
         return prepared
+
+    def type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
+        """OIDs of declared parameter types, each given by its name's parts and whether it is an array of that.
+
+        Raises `Refusal` ST-04 for a type that is not available to agents.
+        """
+        self._follow_catalog()
+        assert self._resolver is not None  # noqa: S101
+        found = []
+        for names, array in types:
+            known = self._resolver.type_by_name(names)
+            oid = 0 if known is None else known.array if array else known.oid
+            if not oid:
+                raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
+            found.append(oid)
+        return tuple(found)
 
     async def bind(
         self, agent: Agent, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
@@ -632,6 +643,13 @@ class Enforcement:
             refusal.fatal = True
             raise
 
+    def _position(self, text: str, types: tuple[int, ...], location: int) -> int:
+        """The character of `text`, counted from 1, at byte `location` of what was parsed for it."""
+        lexed = self._lexed(text, types)
+        if lexed is not None and self._template(lexed, text) is not None:
+            location = lexed.origin(text, self._positions.get(lexed.key) or frozenset(), location)
+        return len(text.encode()[:location].decode(errors="replace")) + 1
+
     # Understanding
 
     def _follow_catalog(self) -> None:
@@ -646,8 +664,8 @@ class Enforcement:
     def _understand(
         self, agent: Agent, text: str, types: tuple[int, ...]
     ) -> tuple[tuple[Understood, ...], tuple[bytes | None, ...]]:
-        lexed = lexer.tokenize(text) if not types and len(text) <= self._max_statement else None
-        if lexed is not None and 0 < len(lexed.constants) <= MAX_CONSTANTS:
+        lexed = self._lexed(text, types)
+        if lexed is not None:
             template = self._template(lexed, text)
             if template is not None:
                 rendered, values = template
@@ -663,6 +681,11 @@ class Enforcement:
             known = self._read(agent, text, types, is_template=False)
             self.texts.put(key, known, _weight(known))
         return known, ()
+
+    def _lexed(self, text: str, types: tuple[int, ...]) -> lexer.Lexed | None:
+        """The tokens of a text that may have a template."""
+        lexed = lexer.tokenize(text) if not types and len(text) <= self._max_statement else None
+        return lexed if lexed is not None and 0 < len(lexed.constants) <= MAX_CONSTANTS else None
 
     def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, list[lexer.Constant]] | None:
         """The template of a text and its constants, or None if its exact text is the key."""
@@ -697,7 +720,9 @@ class Enforcement:
             action = statement.action
             analysis = self._analyze(agent, statement, types)
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
-            found.append(Understood(text, one, types, None, analysis.operation, action, is_template, shown))
+            found.append(
+                Understood(text, one, types, None, analysis.operation, action, is_template, shown, analysis.places)
+            )
         return tuple(found)
 
     def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]) -> Analysis:
@@ -707,21 +732,32 @@ class Enforcement:
         except Refusal as refusal:
             operation = refusal.operation
             if isinstance(operation, Operation) and operation.relations:
-                verdict, _cached = self._decide(agent, operation)
+                verdict, _cached = self._decide(agent, operation, refusal.places)
                 # What is wrong with a statement tells of its relations: first they must be the agent's to know.
-                for use in operation.relations:
-                    if use.qualified not in verdict.terms.relations:
-                        raise _identified(unavailable_relation(use.qualified), verdict) from None
+                # The first in order of look-up is named, and shown where it stands, be it missing or forbidden.
+                for name in dict.fromkeys([*refusal.places, *(use.qualified for use in operation.relations)]):
+                    if name not in verdict.terms.relations:
+                        unavailable = placed(unavailable_relation(name), refusal.places.get(name, 0))
+                        raise _identified(unavailable, verdict) from None
             raise
 
     # Deciding
 
-    def _decide(self, agent: Agent, operation: Operation) -> tuple[Verdict, bool]:
-        """The verdict for one operation, cached by L1.  Raises `Refusal` if it is no."""
+    def _decide(
+        self, agent: Agent, operation: Operation, places: Mapping[str, int] | None = None
+    ) -> tuple[Verdict, bool]:
+        """The verdict for one operation, cached by L1.  Raises `Refusal` if it is no.
+
+        ``places`` says where the statement names its relations.
+        """
         try:
             return self._verdict(agent, operation)
         except Refusal as refusal:
             refusal.operation = operation
+            named = [name for name in places or () if name in refusal.message]
+            if places and named:
+                # The relation that the policy's reason names first.
+                placed(refusal, places[min(named, key=refusal.message.index)])
             raise
 
     def _verdict(self, agent: Agent, operation: Operation) -> tuple[Verdict, bool]:

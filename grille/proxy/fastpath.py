@@ -53,6 +53,7 @@ from grille.proxy.relay import (
     judge,
     may_refuse,
     own_plan,
+    own_position,
     visible_columns,
     visible_row,
 )
@@ -62,8 +63,8 @@ from grille.proxy.upstream import MESSAGE_LIMIT, STATEMENT_LIMIT, Profile, Upstr
 if TYPE_CHECKING:
     from grille.audit.event import Event, Level
     from grille.audit.fused import Entry
+    from grille.protocols.postgres.commands import SessionCommand
     from grille.protocols.postgres.rewrite import Plan
-    from grille.protocols.postgres.statement import SessionCommand
     from grille.proxy.config import Database
     from grille.proxy.enforcement import Enforcement, Ready
     from grille.proxy.session import Session
@@ -1466,7 +1467,11 @@ class Lane:
         unit.outcome.sqlstate = refusal.sqlstate if refusal is not None else code
         unit.outcome.error = audit_text(server)
         unit.outcome.refusal = refusal
-        unit.fields = refusal_fields(refusal) if refusal else scrubbed_fields(server, self.session.permitted)
+        if refusal is not None:
+            unit.fields = refusal_fields(refusal)
+        else:
+            unit.fields = scrubbed_fields(server, self.session.permitted)
+            unit.fields |= own_position(server, item.plan, item.text.decode())
 
     def lost(self, unit: Unit, lost: UpstreamLost) -> None:
         """The connection broke before the outcome of a unit was known."""

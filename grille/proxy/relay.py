@@ -48,6 +48,7 @@ from grille.protocols.postgres.pipeline import (
     Expectation,
     Request,
 )
+from grille.protocols.postgres.positions import traced
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy.errors import Permitted, audit_text, missing_setting, refusal_fields, scrubbed_fields, sqlstate
 from grille.proxy.stream import ByteStream
@@ -78,7 +79,7 @@ _POISON: Final = "grille_denied"
 class Statement:
     """One statement that the client has prepared, under whatever name."""
 
-    __slots__ = ("answer", "chain", "encoded", "known", "named", "prepared", "text", "types")
+    __slots__ = ("answer", "chain", "encoded", "inner", "known", "named", "offset", "prepared", "text", "types")
 
     def __init__(
         self,
@@ -102,14 +103,22 @@ class Statement:
         """The client gave it a name: it will be bound again."""
         self.known: tuple[int, Ready, list[bytes | None] | None] | None = None
         """What `Enforcement.ready` said of it, and under which generation of policy and catalogue."""
+        self.inner: Statement | None = None
+        """The query of a DECLARE CURSOR."""
+        self.offset: int | None = 0
+        """Characters before `text` in what the client sent; None if it was sent at another time."""
 
 
 class Portal:
     """One bound statement."""
 
     __slots__ = (
+        "born",
+        "cursor",
         "done",
         "encoded",
+        "inner",
+        "plan",
         "prepared",
         "result_formats",
         "rows",
@@ -130,9 +139,19 @@ class Portal:
         wire: tuple[Sequence[int], Sequence[bytes | None]] = ((), ()),
         result_formats: tuple[int, ...] = (),
         simple: bool = False,
+        plan: Plan | None = None,
+        cursor: Portal | None = None,
     ) -> None:
         self.statement = statement
         self.prepared = prepared
+        self.plan = plan if plan is not None else prepared.plan
+        """What is bound upstream: for FETCH that command, with the results of its cursor's query."""
+        self.cursor = cursor
+        """The cursor that FETCH and MOVE work on: its rows are counted over all of them."""
+        self.inner: Portal | None = None
+        """The query of a DECLARE CURSOR, with its values."""
+        self.born = 0
+        """When it was opened, counted in portals of this session."""
         self.upstream = upstream
         """Name of the portal on the upstream connection."""
         self.values: tuple[Value, ...] = ()
@@ -413,7 +432,7 @@ class Relay:
         limit = portal.prepared.limits.rows
         if limit is None or plan.writes:
             return step.max_rows
-        left = max(1, limit - portal.rows + 1)
+        left = max(1, limit - (portal.cursor or portal).rows + 1)
         return min(step.max_rows, left) if step.max_rows > 0 else left
 
     # receiving
@@ -500,9 +519,10 @@ class Relay:
         if run.mark < 0:
             run.mark = len(self.out)
         run.rows += 1
-        portal.rows += 1
+        counter = portal.cursor or portal
+        counter.rows += 1
         limits = portal.prepared.limits
-        if limits.rows is not None and portal.rows > limits.rows:
+        if limits.rows is not None and counter.rows > limits.rows:
             self._refuse(run, _too_many_rows(limits.rows))
             return
         if plan.results and any(plan.results):
@@ -613,7 +633,11 @@ class Relay:
             run.refusal = refusal
         if refusal is not None:
             return Failure(refusal_fields(refusal), refusal=refusal, stale=stale)
-        return Failure(scrubbed_fields(server, self._permitted), stale=stale)
+        fields = scrubbed_fields(server, self._permitted)
+        if step is not None and step.portal is not None:
+            statement = step.portal.statement
+            fields |= own_position(server, plan, statement.text, statement.offset)
+        return Failure(fields, stale=stale)
 
     def _run_of_failure(self, steps: Sequence[Step], number: int) -> Run | None:
         """The execution that an error belongs to; those behind it never happen and are forgotten."""
@@ -765,6 +789,18 @@ def _is_stale(server: dict[str, str]) -> bool:
     """True if a prepared statement is gone or no longer fits, or a name that was resolved no longer exists."""
     code = server.get("C")
     return code in ("26000", "42P01", "42703", "42883") or (code == "0A000" and server.get("R") in _REPLANNED)
+
+
+def own_position(server: dict[str, str], plan: Plan | None, text: str, offset: int | None = 0) -> dict[str, str]:
+    """The field that shows in the client's own text what a server's error complains of; empty if it cannot be traced.
+
+    ``offset`` characters came before ``text`` in what the client sent; None: it was sent at another time.
+    """
+    given = server.get("P", "")
+    if plan is None or offset is None or not (given.isascii() and given.isdigit()):
+        return {}
+    position = traced(int(given), plan.sql, text)
+    return {"P": str(position + offset)} if position is not None else {}
 
 
 def _too_many_rows(limit: int) -> Refusal:

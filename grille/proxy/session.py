@@ -17,6 +17,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -30,6 +31,15 @@ from grille.controls import Refusal
 from grille.policies.decision import Limits
 from grille.protocols.operation import Operation
 from grille.protocols.postgres import state
+from grille.protocols.postgres.commands import (
+    DeclareCommand,
+    ExecuteCommand,
+    FetchCommand,
+    PrepareCommand,
+    SessionCommand,
+    SettingsCommand,
+    declared,
+)
 from grille.protocols.postgres.framing import Frames, ProtocolViolation, StartupFrames, frontend_limits
 from grille.protocols.postgres.messages import (
     AUTHENTICATION_OK,
@@ -64,7 +74,6 @@ from grille.protocols.postgres.messages import (
     error_fields,
 )
 from grille.protocols.postgres.rewrite import Plan
-from grille.protocols.postgres.statement import SessionCommand
 from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
 from grille.proxy.enforcement import Prepared, Understood, event_verdict, relations_of, type_name
@@ -106,6 +115,8 @@ log = logging.getLogger("grille.session")
 
 MAX_STATEMENTS: Final = 10_000
 """Statements that one session may have prepared at a time."""
+MAX_PORTALS: Final = 1000
+"""Portals and cursors that one transaction may have open at a time."""
 MAX_STATEMENT_CHARACTERS: Final = 16 * 1024 * 1024
 """How long the texts of these may be together."""
 MAX_EXECUTIONS: Final = 10_000
@@ -124,6 +135,7 @@ _LAZY_SAFE: Final = frozenset({"commit", "rollback"})
 _EXIT: Final = frozenset({"commit", "rollback", "rollback_to"})
 _CONTROL: Final = frozenset({"begin", "commit", "rollback", "savepoint", "release", "rollback_to"})
 _TAGS: Final = {
+    "settings": "SELECT 1",
     "begin": "BEGIN",
     "commit": "COMMIT",
     "rollback": "ROLLBACK",
@@ -177,6 +189,12 @@ class Session:
         self._before: Settings | None = None
         """The settings to which ROLLBACK goes back."""
         self._isolation = ""
+        self._local_settings: dict[str, str] = {}
+        """What SET LOCAL set."""
+        self._savepoints: list[tuple[str, int, Settings, dict[str, str]]] = []
+        """(name, portals opened before it, settings and local settings of then), oldest first."""
+        self._told: dict[str, str] = {}
+        """The reported settings as the client knows them."""
         # the unit
         self._steps: list[Step] = []
         self._engaged = False
@@ -325,6 +343,7 @@ class Session:
         out += AUTHENTICATION_OK
         for name, value in reported.items():
             out += ParameterStatus(name, value).encode()
+            self._told[name] = value
         secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
         self._key = self.services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()
@@ -379,6 +398,9 @@ class Session:
             return f"{int(major) * 10000 + int(''.join(itertools.takewhile(str.isdigit, minor)) or 0)}"
         if name in ("session_authorization", "role"):
             return "/".join(self.agent.path)
+        known = canonical_session_name(name)
+        if known in self._local_settings:
+            return self._local_settings[known]
         if name in ("default_transaction_read_only", "default_transaction_deferrable"):
             return self.settings.get(name) or "off"
         if name == "default_transaction_isolation":
@@ -387,7 +409,6 @@ class Session:
             return self._isolation or self._shown("default_transaction_isolation")
         if name in ("transaction_read_only", "transaction_deferrable"):
             return self._shown(f"default_{name}")
-        known = canonical_session_name(name)
         if known == TRACE:
             return ""
         return (self.settings.get(known) if known is not None else None) or answers.FIXED.get(name)
@@ -490,8 +511,8 @@ class Session:
 
     @property
     def settings_changed(self) -> bool:
-        """True if a ROLLBACK would take settings back."""
-        return self._before is not None and self._before != self.settings
+        """True if the end of the transaction may take settings back."""
+        return (self._before is not None and self._before != self.settings) or bool(self._local_settings)
 
     def begin(self, command: SessionCommand) -> None:
         """A transaction begins, of which the database is told with its first statement."""
@@ -679,15 +700,21 @@ class Session:
         for prepared in all_prepared:
             statement = Statement(text, (), prepared, chain)
             self._refuse_in_failed_transaction(prepared.action)
-            if prepared.command is not None:
-                await self._command(prepared.command, Portal(statement, prepared, simple=True))
+            command = prepared.command
+            if isinstance(command, ExecuteCommand | FetchCommand):
+                self._queue_simple(await self._opened(command, statement, Bind("", ""), simple=True))
+                continue
+            if command is not None:
+                await self._command(command, Portal(statement, prepared, simple=True))
+                if self._failed:
+                    break
                 continue
             portal = await self._bound(statement, prepared, Bind("", ""), simple=True)
             self._queue_simple(portal)
         await self._sync()
 
     def _queue_simple(self, portal: Portal) -> None:
-        plan = portal.prepared.plan
+        plan = portal.plan
         self._enter(portal)
         self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
         self._step(Step(Kind.DESCRIBE_PORTAL, plan=plan, portal=portal))
@@ -706,6 +733,8 @@ class Session:
         else:
             (prepared,) = await self._enforcement.prepare(self.agent, text, message.types, simple=False)
             statement = Statement(text, message.types, prepared, chain, named=bool(message.name))
+            if isinstance(prepared.command, DeclareCommand):
+                statement.inner = await self._inside(prepared.command, message.types, chain)
         self._refuse_in_failed_transaction(statement.prepared.action)
         undo = self._put(self.statements, message.name, statement)
         plan = statement.prepared.plan
@@ -732,24 +761,36 @@ class Session:
             raise Refusal("WP-01", f'portal "{_plain(message.portal)}" already exists', sqlstate="42P03")
         prepared = await self._current(statement)
         self._refuse_in_failed_transaction(prepared.action)
-        portal = await self._bound(statement, prepared, message)
+        if isinstance(prepared.command, ExecuteCommand | FetchCommand):
+            portal = await self._opened(prepared.command, statement, message)
+        else:
+            portal = await self._bound(statement, prepared, message)
+        portal.born = next(self._portal_names)
         undo = self._put(self.portals, message.portal, portal)
-        if prepared.plan is None:
+        if portal.plan is None:
             self._step(Step(Kind.LOCAL, reply=BIND_COMPLETE, undo=undo))
         else:
             if message.portal:
-                portal.upstream = f"p{next(self._portal_names)}"
-            self._step(Step(Kind.BIND, plan=prepared.plan, portal=portal, undo=undo))
+                portal.upstream = f"p{portal.born}"
+            self._step(Step(Kind.BIND, plan=portal.plan, portal=portal, undo=undo))
 
     async def _current(self, statement: Statement) -> Prepared:
         """The statement under the policy and the catalogue of now.  Raises `Refusal`."""
         if not self._enforcement.is_current(statement.prepared):
-            (statement.prepared,) = await self._enforcement.prepare(
-                self.agent, statement.text, statement.types, simple=False
-            )
+            try:
+                (statement.prepared,) = await self._enforcement.prepare(
+                    self.agent, statement.text, statement.types, simple=False
+                )
+            except Refusal as refusal:
+                refusal.position = None  # in a text that the client has sent before
+                raise
         return statement.prepared
 
     async def _bound(self, statement: Statement, prepared: Prepared, message: Bind, *, simple: bool = False) -> Portal:
+        if statement.inner is not None:
+            portal = Portal(statement, prepared)
+            portal.inner = await self._bound(statement.inner, await self._current(statement.inner), message)
+            return portal
         answer = statement.answer
         expected = len(answer.parameters) if answer is not None else prepared.client_parameters
         if len(message.values) != expected:
@@ -782,37 +823,36 @@ class Session:
             statement = self._statement(message.name)
             prepared = await self._current(statement)
             self._refuse_in_failed_transaction(prepared.action)
-            if prepared.plan is None:
+            plan, portal = prepared.plan, Portal(statement, prepared)
+            if statement.inner is not None:
+                # Described by its query, but it returns no rows itself.
+                inner = await self._current(statement.inner)
+                assert inner.plan is not None  # noqa: S101
+                plan, portal = msgspec.structs.replace(inner.plan, swallow_rows=True), Portal(statement.inner, inner)
+                prepared = inner
+            elif isinstance(prepared.command, ExecuteCommand | FetchCommand):
+                plan, portal = await self._described(prepared.command, portal)
+            if plan is None:
                 description = self._description(statement, ()) or NO_DATA
                 types = statement.answer.parameters if statement.answer is not None else ()
                 self._step(Step(Kind.LOCAL, reply=ParameterDescription(types).encode() + description))
             else:
-                portal = Portal(statement, prepared)
                 parameters = prepared.client_parameters
-                self._step(Step(Kind.DESCRIBE_STATEMENT, plan=prepared.plan, portal=portal, parameters=parameters))
+                self._step(Step(Kind.DESCRIBE_STATEMENT, plan=plan, portal=portal, parameters=parameters))
             return
         portal = self._portal(message.name)
-        if portal.prepared.plan is None:
+        if portal.plan is None:
             description = self._description(portal.statement, portal.result_formats) or NO_DATA
             self._step(Step(Kind.LOCAL, reply=description))
         else:
-            self._step(Step(Kind.DESCRIBE_PORTAL, plan=portal.prepared.plan, portal=portal))
+            self._step(Step(Kind.DESCRIBE_PORTAL, plan=portal.plan, portal=portal))
 
     async def _execute(self, message: Execute) -> None:
         portal = self._portal(message.portal)
         prepared = portal.prepared
         self._refuse_in_failed_transaction(prepared.action)
-        if prepared.plan is not None:
-            again = await self._current(portal.statement)
-            if again.plan != prepared.plan or _values_of(again) != _values_of(prepared):
-                raise Refusal(
-                    "ST-08",
-                    "the portal was opened under a policy or a catalogue that has changed since",
-                    sqlstate="34000",
-                    hint="Bind and execute the statement again.",
-                )
-            if prepared.verdict is not None:
-                self._enforcement.still_valid(prepared.verdict)
+        if portal.plan is not None:
+            await self._same_terms(portal)
             self._enter(portal)
             self._queue_execute(portal, max(0, message.max_rows))
             return
@@ -826,16 +866,37 @@ class Session:
         elif prepared.command is not None:
             await self._command(prepared.command, portal)
 
+    async def _same_terms(self, portal: Portal) -> None:
+        """Refuse a portal or cursor whose decision or catalogue is no longer the one that it was opened under."""
+        prepared, again = portal.prepared, await self._current(portal.statement)
+        if again.plan != prepared.plan or _values_of(again) != _values_of(prepared):
+            raise Refusal(
+                "ST-08",
+                "the portal was opened under a policy or a catalogue that has changed since",
+                sqlstate="34000",
+                hint="Bind and execute the statement again.",
+            )
+        if prepared.verdict is not None:
+            self._enforcement.still_valid(prepared.verdict)
+
     async def _close(self, message: Close) -> None:
         if message.target == "S":
             self.statements.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
             return
-        portal = self.portals.pop(message.name, None)
-        if portal is None or portal.prepared.plan is None:
+        portal = self.portals.get(message.name)
+        if portal is None or portal.plan is None:
+            self.portals.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
         else:
-            self._step(Step(Kind.CLOSE_PORTAL, portal=portal))
+            self._close_portal(message.name, visible=True)
+
+    def _close_portal(self, name: str, *, visible: bool) -> None:
+        """Close a portal or cursor that upstream has; it stays open if an earlier step fails."""
+        portal = self.portals.pop(name)
+        if portal.plan is not None:
+            undo = functools.partial(operator.setitem, self.portals, name, portal)
+            self._step(Step(Kind.CLOSE_PORTAL, portal=portal, visible=visible, undo=undo))
 
     def _statement(self, name: str) -> Statement:
         statement = self.statements.get(name)
@@ -862,6 +923,13 @@ class Session:
                 else:
                     where[name] = previous
 
+        if where is self.portals and len(where) >= MAX_PORTALS:
+            raise Refusal(
+                "WP-03",
+                f"this session has opened more than {MAX_PORTALS} portals and cursors",
+                sqlstate="53400",
+                hint="Close those that are not needed any more (CLOSE ALL).",
+            )
         where[name] = what
         self._undo.append(undo)
         return undo
@@ -897,7 +965,7 @@ class Session:
     def _queue_execute(self, portal: Portal, max_rows: int) -> None:
         run = Run(portal)
         self.relay.runs.append(run)
-        step = Step(Kind.EXECUTE, plan=portal.prepared.plan, portal=portal, run=run, max_rows=max_rows)
+        step = Step(Kind.EXECUTE, plan=portal.plan, portal=portal, run=run, max_rows=max_rows)
         self._steps.append(step)
 
     async def _segment(self, *, sync: bool) -> bool:
@@ -1204,9 +1272,9 @@ class Session:
 
     async def _command(self, command: SessionCommand, portal: Portal) -> None:
         self._check_room()
+        before = len(self.relay.runs)
         await self._obey(command, portal)
-        queued = self.relay.runs and self.relay.runs[-1].portal is portal
-        if not self._failed and not queued:
+        if not self._failed and len(self.relay.runs) == before:
             self._answered(portal, _TAGS.get(command.kind, command.kind.upper()))
 
     def _answered(self, portal: Portal, tag: str) -> None:
@@ -1230,6 +1298,12 @@ class Session:
             return
         if kind == "empty":
             self._say(EMPTY_QUERY_RESPONSE)
+            return
+        if isinstance(command, DeclareCommand):
+            await self._declare(command, portal)
+            return
+        if kind == "close":
+            self._close_cursor(command.name)
             return
         if self._steps and not await self._segment(sync=False):
             return
@@ -1257,22 +1331,189 @@ class Session:
                 if self._in_transaction:
                     raise Refusal("ST-05", "DISCARD ALL cannot run inside a transaction", sqlstate="25001")
                 await self._reset_all()
-                self.statements.clear()
+                self._forget_statements()
             tag = f"DISCARD {command.name.upper()}"
         elif kind == "deallocate":
             if command.name:
                 self._statement(command.name)
                 del self.statements[command.name]
             else:
-                self.statements.clear()
+                self._forget_statements()
             tag = "DEALLOCATE" if command.name else "DEALLOCATE ALL"
+        elif isinstance(command, PrepareCommand):
+            await self._prepare(command, portal)
+            tag = "PREPARE"
+        elif isinstance(command, SettingsCommand):
+            await self._change_settings(command, portal)
+            return
+        elif kind == "set_constraints":
+            if self._in_transaction:
+                self._queue_control(command, portal)
+                return
+            self._warn("25P01", "SET CONSTRAINTS can only be used in transaction blocks")
+            tag = "SET CONSTRAINTS"
         elif kind == "close_all":
+            for name in [name for name, each in self.portals.items() if each is not portal]:
+                self._close_portal(name, visible=False)
             tag = "CLOSE CURSOR ALL"
         elif kind == "unlisten":
             tag = "UNLISTEN"
         else:
             raise Refusal("ST-05", "this command is not carried by this proxy", sqlstate="0A000")
         self._say(CommandComplete(tag).encode())
+
+    # statements and cursors that SQL names
+
+    async def _inside(
+        self, command: PrepareCommand | DeclareCommand, types: Sequence[int], chain: Chain | None
+    ) -> Statement:
+        """The statement inside PREPARE or DECLARE, understood and decided as if it had been sent alone."""
+        self._make_room(len(command.text))
+        try:
+            (prepared,) = await self._enforcement.prepare(self.agent, command.text, types, simple=False)
+        except Refusal as refusal:
+            if refusal.position is not None:
+                refusal.position += command.offset
+            raise
+        if prepared.plan is None:
+            raise Refusal(
+                "ST-05", "this statement is answered by the proxy: it can be sent, but not prepared or opened by name",
+                sqlstate="0A000", hint="Send it by itself.",
+            )  # fmt: skip
+        named = isinstance(command, PrepareCommand)
+        statement = Statement(command.text, tuple(types), prepared, chain, named=named)
+        statement.offset = command.offset
+        return statement
+
+    async def _prepare(self, command: PrepareCommand, portal: Portal) -> None:
+        """PREPARE: the same statements, and the same names, as the protocol's own."""
+        if command.name in self.statements:
+            raise Refusal("WP-01", f'prepared statement "{_plain(command.name)}" already exists', sqlstate="42P05")
+        types = self._enforcement.type_oids(command.types)
+        self.statements[command.name] = await self._inside(command, types, portal.statement.chain)
+
+    def _forget_statements(self) -> None:
+        """DEALLOCATE ALL: the unnamed statement is not among them."""
+        self.statements = {name: each for name, each in self.statements.items() if not name}
+
+    async def _opened(
+        self, command: ExecuteCommand | FetchCommand, statement: Statement, message: Bind, *, simple: bool = False
+    ) -> Portal:
+        """The portal behind EXECUTE, FETCH and MOVE, which returns what they return."""
+        if message.values:
+            raise Refusal("WP-01", f"{command.kind.upper()} takes no parameters", sqlstate="08P01")
+        if isinstance(command, ExecuteCommand):
+            source = self._statement(command.name)
+            values = tuple(value.encode() if value is not None else None for value in command.arguments)
+            again = Statement(
+                source.text, source.types, source.prepared, statement.chain, source.answer, named=source.named
+            )
+            again.offset = None
+            prepared = await self._current(again)
+            if prepared.plan is None or source.inner is not None:
+                raise Refusal(
+                    "ST-05", "this prepared statement cannot be run with EXECUTE", sqlstate="0A000",
+                    hint="Run it with the protocol's own messages, as it was prepared.",
+                )  # fmt: skip
+            bind = Bind("", command.name, (), values, message.result_formats)
+            return await self._bound(again, prepared, bind, simple=simple)
+        cursor = self._cursor(command.name)
+        await self._same_terms(cursor)
+        formats = cursor.result_formats if simple else message.result_formats
+        again = Statement(cursor.statement.text, (), cursor.prepared, statement.chain)
+        again.offset = None
+        return Portal(
+            again,
+            cursor.prepared,
+            result_formats=formats,
+            simple=simple,
+            plan=self._fetch_plan(command, cursor),
+            cursor=cursor,
+        )
+
+    @staticmethod
+    def _fetch_plan(command: FetchCommand, cursor: Portal) -> Plan:
+        """FETCH or MOVE as it is sent: never for more than one row above the limit (AC-06)."""
+        assert cursor.plan is not None  # noqa: S101
+        limit = cursor.prepared.limits.rows
+        most = None if limit is None or command.move else max(1, limit - cursor.rows + 1)
+        return msgspec.structs.replace(
+            cursor.plan,
+            sql=command.sql(cursor.upstream, most),
+            name="",
+            shared=False,
+            parameter_types=(),
+            client_parameters=0,
+        )
+
+    async def _described(self, command: ExecuteCommand | FetchCommand, portal: Portal) -> tuple[Plan | None, Portal]:
+        """What describes EXECUTE, FETCH or MOVE; as in PostgreSQL nothing does as long as its name is unknown."""
+        if isinstance(command, ExecuteCommand):
+            if command.name not in self.statements:
+                return None, portal
+            source = self._statement(command.name)
+            return (await self._current(source)).plan, Portal(source, source.prepared)
+        cursor = self.portals.get(command.name)
+        if cursor is None or cursor.plan is None or command.move:
+            return None, portal
+        return self._fetch_plan(command, cursor), cursor
+
+    def _cursor(self, name: str) -> Portal:
+        cursor = self.portals.get(name)
+        if cursor is None or cursor.plan is None:
+            raise Refusal(
+                "WP-01", f'cursor "{_plain(name)}" does not exist', sqlstate="34000",
+                hint="A cursor lives until the end of the transaction that declares it.",
+            )  # fmt: skip
+        return cursor
+
+    async def _declare(self, command: DeclareCommand, portal: Portal) -> None:
+        if not self._in_transaction:
+            raise Refusal(
+                "WP-01", "DECLARE CURSOR can only be used in transaction blocks", sqlstate="25P01",
+                hint="Send BEGIN first.",
+            )  # fmt: skip
+        if command.name in self.portals:
+            raise Refusal("WP-01", f'cursor "{_plain(command.name)}" already exists', sqlstate="42P03")
+        query = portal.inner
+        if query is None:
+            statement = await self._inside(command, (), portal.statement.chain)
+            query = await self._bound(statement, statement.prepared, Bind("", ""))
+        else:
+            await self._same_terms(query)
+        assert query.plan is not None  # noqa: S101
+        cursor = Portal(query.statement, query.prepared, result_formats=(1,) if command.binary else ())
+        cursor.born = next(self._portal_names)
+        cursor.upstream = f"grille_c{cursor.born}"
+        sql = declared(cursor.upstream, command.options, query.plan.sql)
+        query.plan = msgspec.structs.replace(query.plan, sql=sql, name="", shared=False, results=())
+        query.result_formats = ()
+        self._enter(query)
+        undo = self._put(self.portals, command.name, cursor)
+        self._step(Step(Kind.BIND, plan=query.plan, portal=query, visible=False))
+        self._queue_execute(query, 0)
+        self._steps[-1].undo = undo
+
+    def _close_cursor(self, name: str) -> None:
+        self._cursor(name)
+        self._close_portal(name, visible=False)
+        self._say(CommandComplete("CLOSE CURSOR").encode())
+
+    def _mark(self, kind: str, name: str) -> None:
+        """Follow savepoints: what was opened or set after one goes with it."""
+        places = [place for place, mark in enumerate(self._savepoints) if mark[0] == name]
+        if kind == "savepoint":
+            self._savepoints.append((name, next(self._portal_names), self.settings, self._local_settings))
+        elif kind in _LAZY_SAFE:
+            self._savepoints.clear()
+            self.portals.clear()
+        elif places:
+            _, born, settings, local = self._savepoints[places[-1]]
+            del self._savepoints[places[-1] + (kind == "rollback_to") :]
+            if kind == "rollback_to":
+                self.portals = {key: each for key, each in self.portals.items() if each.born < born}
+                self.settings, self._local_settings = settings, local
+                self._say(self._changed())
 
     @property
     def _in_transaction(self) -> bool:
@@ -1318,15 +1559,23 @@ class Session:
         if kind in _LAZY_SAFE and (kind == "rollback" or self.status == "E"):
             self._roll_back_settings()
         self._queue_control(command, portal)
+        self._mark(kind, command.name)
+        if kind in _LAZY_SAFE:
+            # What follows in this unit is outside of the transaction, and what came before must not happen twice.
+            self.status, self._repeatable = "I", False
 
     def _end_transaction(self) -> None:
         self._before = None
         self._isolation = ""
+        self._savepoints.clear()
+        if self._local_settings:
+            self._local_settings = {}
+            self.relay.out += self._changed()
 
     def _roll_back_settings(self) -> None:
         if self._before is not None and self._before != self.settings:
-            old, self.settings = self.settings, self._before
-            self._report(old)
+            self.settings = self._before
+            self._say(self._changed())
 
     def _warn(self, code: str, text: str) -> None:
         self._say(NoticeResponse(error_fields("WARNING", code, text)).encode())
@@ -1351,11 +1600,15 @@ class Session:
                 self._warn("25P01", "SET LOCAL can only be used in transaction blocks")
                 return
             await self._set_upstream(known, wanted or "", local=True)
+            self._local_settings = {**self._local_settings, known: wanted or ""}
+            self._say(self._changed())
             return
+        if known in self._local_settings:
+            self._local_settings = {name: text for name, text in self._local_settings.items() if name != known}
         old, self.settings = self.settings, self.settings.with_value(known, wanted)
         if self.settings.for_server() != old.for_server() and self.relay.connection is not None:
             await self._set_upstream(known, wanted or "", local=False)
-        self._report(old)
+        self._say(self._changed())
 
     async def _set_upstream(self, name: str, value: str, *, local: bool) -> None:
         """Change a setting on the connection that the present transaction holds; it is not lent again afterwards."""
@@ -1374,15 +1627,15 @@ class Session:
         for name, _ in (*self.settings.values, *self._initial.values):
             await self._set(name, None, local=False)
 
-    def _report(self, old: Settings) -> None:
-        """Tell the client of reported settings that changed."""
+    def _changed(self) -> bytes:
+        """What tells the client of reported settings that it does not know as they are."""
+        out = b""
         for name in answers.REPORTED:
-            value = self.settings.get(name)
-            if value is not None and value != old.get(name):
-                self._say(ParameterStatus(name, value).encode())
-        name = "default_transaction_read_only"
-        if (self.settings.get(name) or "off") != (old.get(name) or "off") and self.settings.get(name) is None:
-            self._say(ParameterStatus(name, "off").encode())
+            value = self._shown(name) or ""
+            if self._told.get(name) != value:
+                self._told[name] = value
+                out += ParameterStatus(name, value).encode()
+        return out
 
     def _show(self, name: str) -> Answer:
         value = self._shown(name)
@@ -1391,6 +1644,17 @@ class Session:
                 "ID-04", f'setting "{_plain(name)}" is not known to this proxy, or may not be read', sqlstate="42704"
             )
         return answers.show(canonical_session_name(name) or name, value)
+
+    async def _change_settings(self, command: SettingsCommand, portal: Portal) -> None:
+        """set_config and current_setting, in their order.  Raises `Refusal`."""
+        values: list[str | None] = []
+        for call in command.calls:
+            if call.value is not None:
+                await self._set(call.name, call.value, local=call.local)
+            value = self._shown(call.name)
+            values.append(value if value is not None or call.missing_ok else self._show(call.name).rows[0][0])
+        answer = msgspec.structs.replace(_settings_answer(command), rows=(tuple(values),))
+        self._say((answer.description() if portal.simple else b"") + answer.messages(portal.result_formats))
 
     def _description(self, statement: Statement, formats: Sequence[int]) -> bytes:
         """The RowDescription of what the proxy answers; empty if it has no rows."""
@@ -1401,6 +1665,8 @@ class Session:
             return self._show(command.name).description(formats)
         if command is not None and command.kind == "unlock_all":
             return answers.UNLOCKED.description(formats)
+        if isinstance(command, SettingsCommand):
+            return _settings_answer(command).description(formats)
         return b""
 
     def _driver_answer(self, text: str) -> Answer | None:
@@ -1605,6 +1871,10 @@ _SET_CONFIG: Final = msgspec.structs.replace(
     parameter_types=(25, 25, 16),
     swallow_rows=True,
 )
+
+
+def _settings_answer(command: SettingsCommand) -> Answer:
+    return Answer("SELECT 1", tuple((call.column, answers.TEXT_OID) for call in command.calls))
 
 
 def _writes(prepared: Prepared) -> bool:

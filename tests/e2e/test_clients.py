@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import json
 import shutil
 import signal
@@ -30,7 +31,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from grille.protocols.postgres.messages import ReadyForQuery, StartupMessage
+from grille.protocols.postgres.messages import BackendKeyData, CancelRequest, Query, ReadyForQuery, StartupMessage
 from grille.proxy.demo import bank
 from grille.proxy.demo.agents import connection_parameters
 from grille.proxy.demo.cluster import Cluster, embedded_binaries
@@ -181,6 +182,81 @@ def test_psql(window: Window) -> None:
     assert "COPY" in done.stderr
 
 
+def psql(window: Window, script: str, spiffe_id: str = SERVICE) -> tuple[list[str], str]:
+    """What psql prints for a script, line by line, and its errors."""
+    place = " ".join(f"{name}={value}" for name, value in window.parameters(spiffe_id).items())
+    done = subprocess.run(
+        [str(PSQL), place, "-X", "-A", "-t"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    return done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql_prepares_and_fetches(window: Window) -> None:
+    people = sorted(window.ours, key=lambda person: person.id)
+    out, err = psql(
+        window,
+        f"""
+        PREPARE one (bigint) AS SELECT name, ssn FROM customers WHERE id = $1;
+        EXECUTE one({people[0].id});
+        PREPARE known AS SELECT id FROM customers WHERE ssn = $1;
+        EXECUTE known('{people[1].ssn}');
+        DEALLOCATE one;
+        EXECUTE one(1);
+        BEGIN;
+        DECLARE c CURSOR FOR SELECT id, ssn FROM customers WHERE id > 0 ORDER BY id;
+        MOVE 1 FROM c;
+        FETCH 2 FROM c;
+        CLOSE c;
+        COMMIT;
+        DECLARE c CURSOR FOR SELECT 1;
+        \\set FETCH_COUNT 7
+        SELECT id FROM customers ORDER BY id;
+        """,
+    )
+    masked = ["***-**-" + person.ssn[-4:] for person in people]
+    assert out == [
+        "PREPARE", f"{people[0].name}|{masked[0]}", "PREPARE", str(people[1].id), "DEALLOCATE", "BEGIN",
+        "DECLARE CURSOR", "MOVE 1", f"{people[1].id}|{masked[1]}", f"{people[2].id}|{masked[2]}", "CLOSE CURSOR",
+        "COMMIT",
+        *(str(person.id) for person in people),
+    ]  # fmt: skip
+    assert err.count("ERROR") == 2
+    assert 'prepared statement "one" does not exist' in err
+    assert "DECLARE CURSOR can only be used in transaction blocks" in err
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+@pytest.mark.parametrize(
+    ("text", "line", "token"),
+    [
+        ("SELECT id, 'ä',\n  nope FROM customers WHERE id = 5;", "  nope FROM customers WHERE id = 5;", "nope"),
+        ("SELECT id FROM customers WHERE id = 5 AND pg_sleep(1) IS NULL;", None, "pg_sleep"),
+        ("SELECT id FROM customers, customer_export WHERE id = 17;", None, "customer_export"),
+        ("SELECT id FROM customers, missing WHERE id = 17;", None, "missing"),
+        ("SELECT id FRO customers;", None, "customers"),
+        ("SELECT id, 'ö', 'x'::int FROM customers WHERE id = 5;", None, "'x'"),
+        ("BEGIN; DECLARE c CURSOR FOR SELECT 'ö', 'x'::int FROM customers;", None, "'x'"),
+        ("PREPARE p (int) AS SELECT id FROM customers WHERE id = $1 AND nope = 2;", None, "nope"),
+        (
+            "BEGIN; DECLARE c CURSOR FOR SELECT 'ä', nope FROM customers;",
+            "DECLARE c CURSOR FOR SELECT 'ä', nope FROM customers;",
+            "nope",
+        ),
+    ],
+)
+def test_psql_points_at_what_is_refused(window: Window, text: str, line: str | None, token: str) -> None:
+    _, err = psql(window, text + "\n")
+    shown, caret = next((one, other) for one, other in itertools.pairwise(err.splitlines()) if one.startswith("LINE "))
+    assert line is None or shown.partition(": ")[2] == line
+    assert shown[caret.index("^") :].startswith(token)
+
+
 @pytest.mark.skipif(PSQL is None, reason="psql is not installed")
 def test_psql_cancels_with_its_own_key(window: Window) -> None:
     """psql sends a plain-text CancelRequest at Ctrl-C."""
@@ -227,11 +303,16 @@ def test_psycopg(window: Window) -> None:
             connection.execute("SELECT * FROM customer_export")
         assert "AC-07" in str(denied.value)
         assert denied.value.diag.message_hint
+        for parameters in (None, [1]):  # in the simple and in the extended protocol
+            text = "SELECT 'ä', nope FROM customers WHERE id = 5" + (" AND id = %s" if parameters else "")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege) as denied, connection.transaction():
+                connection.execute(text, parameters)
+            assert denied.value.diag.statement_position == "13"
         with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
             connection.execute("SELECT 1/0")
         assert connection.execute("SELECT 1").fetchone() == (1,)
         with pytest.raises(psycopg.errors.FeatureNotSupported):
-            connection.execute("DECLARE c CURSOR FOR SELECT 1")
+            connection.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
         connection.rollback()
         assert connection.info.parameter_status("is_superuser") == "off"
         assert connection.info.server_version >= 180000
@@ -286,6 +367,119 @@ def test_psycopg_cancels(window: Window) -> None:
             connection.execute(slow)
         timer.join()
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_psycopg_server_side_cursors(window: Window, binary: bool) -> None:
+    people = sorted(window.ours, key=lambda person: person.id)
+    expected = [(person.id, "***-**-" + person.ssn[-4:], person.created) for person in people]
+    with psycopg.connect(**window.parameters(SERVICE)) as connection:
+        with connection.cursor(name="people", binary=binary) as cursor:
+            cursor.execute("SELECT id, ssn, created FROM customers WHERE id > %s ORDER BY id", (0,), binary=binary)
+            assert cursor.description is not None
+            assert [column.name for column in cursor.description] == ["id", "ssn", "created"]
+            assert cursor.fetchone() == expected[0]
+            assert cursor.fetchmany(3) == expected[1:4]
+            cursor.itersize = 5
+            assert list(cursor) == expected[4:]
+        with connection.cursor(name="back", scrollable=True) as cursor:
+            cursor.execute("SELECT id FROM customers ORDER BY id")
+            cursor.scroll(3)
+            assert cursor.fetchone() == (people[3].id,)
+            cursor.scroll(0, mode="absolute")
+            assert cursor.fetchone() == (people[0].id,)
+        connection.rollback()
+        with pytest.raises(psycopg.errors.FeatureNotSupported), connection.cursor("held", withhold=True) as cursor:
+            cursor.execute("SELECT 1")
+        connection.rollback()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.cursor("denied") as cursor:
+            cursor.execute("SELECT * FROM customer_export")
+        connection.rollback()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.skipif(psycopg.pq.version() < 180000, reason="this libpq does not speak protocol 3.2")
+@pytest.mark.parametrize("negotiation", ["postgres", "direct"])
+@pytest.mark.parametrize("version", ["3.0", "3.2"])
+def test_psycopg_negotiates_version_and_tls(window: Window, version: str, negotiation: str) -> None:
+    """libpq 18 asks for 32-byte cancel keys with 3.2, and cancels over TLS with what it was given."""
+    options = {"min_protocol_version": version, "max_protocol_version": version, "sslnegotiation": negotiation}
+    slow = "SELECT count(*) FROM transactions a, transactions b, transactions c, transactions d"
+    with psycopg.connect(**window.parameters(FRAUD), **options, autocommit=True) as connection:
+        assert connection.pgconn.full_protocol_version == int(version.replace(".", "000"))
+        assert connection.pgconn.ssl_in_use
+        timer = threading.Thread(target=lambda: (wait_active(window, "transactions"), connection.cancel_safe()))
+        timer.start()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute(slow)
+        timer.join()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+# cancel keys
+
+
+def raw(window: Window, spiffe_id: str, minor: int) -> tuple[ssl.SSLSocket, int, bytes]:
+    """A session over TLS, with its process id and secret."""
+    plain = socket.create_connection(("127.0.0.1", window.port), timeout=DEADLINE)
+    connection = window.context(spiffe_id).wrap_socket(plain, server_hostname="localhost")
+    connection.sendall(StartupMessage({"user": "x"}, minor=minor).encode())
+    received = until(connection, ReadyForQuery("I").encode())
+    while received[:1] != b"K":
+        received = received[1 + int.from_bytes(received[1:5]) :]
+    key = BackendKeyData.decode(received[5 : 1 + int.from_bytes(received[1:5])])
+    return connection, key.process_id, key.secret
+
+
+def until(connection: ssl.SSLSocket, end: bytes) -> bytes:
+    received = b""
+    while not received.endswith(end):
+        more = connection.recv(65_536)
+        assert more, received
+        received += more
+    return received
+
+
+def send_cancel(window: Window, request: CancelRequest, *, tls: bool) -> None:
+    """Returns when Grille has dealt with it: it answers nothing, and closes."""
+    with socket.create_connection(("127.0.0.1", window.port), timeout=DEADLINE) as plain:
+        if tls:
+            with window.context(SERVICE).wrap_socket(plain, server_hostname="localhost") as connection:
+                connection.sendall(request.encode())
+                assert connection.recv(1) == b""
+        else:
+            plain.sendall(request.encode())
+            assert plain.recv(1) == b""
+
+
+@pytest.mark.parametrize("minor", [0, 2], ids=["4 bytes", "32 bytes"])
+@pytest.mark.parametrize("tls", [False, True], ids=["in clear", "over TLS"])
+def test_only_the_key_of_the_running_session_cancels(window: Window, tls: bool, minor: int) -> None:
+    ended, old_process, old_secret = raw(window, FRAUD, minor)
+    ended.close()
+    other, other_process, other_secret = raw(window, FRAUD, minor)
+    connection, process, secret = raw(window, FRAUD, minor)
+    assert len(secret) == (32 if minor else 4)
+    slow = "SELECT count(*) FROM transactions a, transactions b, transactions c, transactions d"
+    with connection, other:
+        connection.sendall(Query(slow).encode())
+        wait_active(window, "transactions")
+        flipped = bytes([secret[0] ^ 1]) + secret[1:]
+        for forged in [
+            (process, flipped), (process, secret[:-1] + b"x" if secret[-1:] != b"x" else secret[:-1] + b"y"),
+            (process, secret + b"\0"), (process + 1, secret), (process, old_secret), (old_process, old_secret),
+            (other_process, other_secret), (0, secret),
+        ]:  # fmt: skip
+            send_cancel(window, CancelRequest(*forged), tls=tls)
+        wait_active(window, "transactions")
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(DEADLINE)
+        send_cancel(window, CancelRequest(process, secret), tls=tls)
+        assert b"C57014" in until(connection, ReadyForQuery("I").encode())
+        connection.sendall(Query("SELECT 1").encode())
+        assert b"SELECT 1\0" in until(connection, ReadyForQuery("I").encode())
 
 
 # asyncpg
@@ -344,6 +538,13 @@ async def test_asyncpg_transactions_and_cursors(window: Window) -> None:
         async with connection.transaction(readonly=True):
             found = [row["id"] async for row in connection.cursor("SELECT id FROM customers ORDER BY id", prefetch=3)]
         assert found == sorted(person.id for person in window.ours)
+        await connection.execute("PREPARE p AS SELECT ssn FROM customers WHERE id = $1")
+        masked = await connection.fetchval(f"EXECUTE p({window.ours[0].id})")
+        assert masked == "***-**-" + window.ours[0].ssn[-4:]
+        async with connection.transaction():
+            await connection.execute("DECLARE c CURSOR FOR SELECT id FROM customers ORDER BY id")
+            rows = await connection.fetch("FETCH 2 FROM c") + await connection.fetch("FETCH 2 FROM c")
+            assert [row["id"] for row in rows] == found[:4]
     finally:
         await connection.close()
 
@@ -378,6 +579,10 @@ def test_sqlalchemy_with_psycopg(window: Window) -> None:
         assert window.owner(f"SELECT name FROM customers WHERE id = {person.id}") == [("Changed Name",)]
         with engine.begin() as connection:
             connection.execute(update.values(name=person.name))
+        with engine.connect() as connection:  # a server-side cursor
+            every = sqlalchemy.select(customers.c.id).order_by(customers.c.id)
+            found = connection.execution_options(stream_results=True, max_row_buffer=3).execute(every)
+            assert list(found.scalars()) == sorted(person.id for person in window.ours)
     finally:
         engine.dispose()
 

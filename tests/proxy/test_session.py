@@ -70,6 +70,9 @@ class Scripted:
     def connect(self, agent: Agent) -> None:
         """Every session is governed."""
 
+    def type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
+        return tuple({"int4": 23, "text": 25}[names[-1]] for names, _ in types)
+
     async def prepare(
         self, agent: Agent, text: str, types: Sequence[int] = (), *, simple: bool = False
     ) -> list[Prepared]:
@@ -414,6 +417,39 @@ async def test_several_statements_are_one_transaction(world: World) -> None:
     assert world.direct("SELECT count(*) FROM t WHERE id = 2000") == [(0,)]
 
 
+async def test_transactions_and_settings_within_one_text(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("BEGIN; INSERT INTO t VALUES (7001, 'x'); SELECT 1/(id - 7001) FROM t; COMMIT")
+    assert tags(messages) == ["BEGIN", "INSERT 0 1"]
+    assert status(messages) == "E"
+    messages = await client.query("ROLLBACK; SELECT 5")
+    assert rows(messages) == [(b"5",)]
+    assert status(messages) == "I"
+    messages = await client.query(
+        "BEGIN; INSERT INTO t VALUES (7001, 'x'); COMMIT; BEGIN; INSERT INTO t VALUES (7002, 'y')"
+    )
+    assert tags(messages) == ["BEGIN", "INSERT 0 1", "COMMIT", "BEGIN", "INSERT 0 1"]
+    assert status(messages) == "T"
+    assert kinds(await client.query("COMMIT; BEGIN")) == "CCZ"
+    assert world.direct("SELECT count(*) FROM t WHERE id > 7000") == [(2,)]
+    messages = await client.query("ROLLBACK; SET TimeZone = 'Asia/Tokyo'; SELECT current_setting('TimeZone') || ''")
+    assert rows(messages) == [(b"Asia/Tokyo",)]
+    messages = await client.query("INSERT INTO t VALUES (7003, 'z'); BEGIN; SELECT 1; ROLLBACK")
+    assert tags(messages) == ["INSERT 0 1", "BEGIN", "SELECT 1", "ROLLBACK"]
+    assert world.direct("SELECT count(*) FROM t WHERE id = 7003") == [(0,)]
+
+
+async def test_an_unfinished_unit_after_its_commit_is_not_run_twice(world: World) -> None:
+    """A plan that went stale behind a COMMIT must not repeat what was committed."""
+    client = await world.client()
+    await client.ask(Parse("s", "SELECT * FROM t WHERE id = 1"), Bind("", "s"), Execute(""), Sync())
+    world.direct("ALTER TABLE t ADD COLUMN more int")
+    unit = "BEGIN; INSERT INTO t VALUES (7004, 'x'); COMMIT; SELECT * FROM t WHERE id = 1"
+    messages = await client.query(unit)
+    assert world.direct("SELECT count(*) FROM t WHERE id = 7004") == [(1,)]
+    assert tags(messages)[:3] == ["BEGIN", "INSERT 0 1", "COMMIT"]
+
+
 async def test_an_empty_text(world: World) -> None:
     client = await world.client()
     assert kinds(await client.query("")) == "IZ"
@@ -433,6 +469,21 @@ async def test_a_server_error_is_scrubbed_and_recorded(world: World) -> None:
     assert "(1)" in event.outcome.error
     assert event.outcome.status == "error"
     assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+async def test_a_server_error_shows_where_in_the_client_s_own_text(world: World) -> None:
+    client = await world.client()
+    text = "SELECT 'ä', 'x'::int"
+    assert error(await client.query(text))["P"] == "13"
+    assert error(await client.ask(Parse("", text), Bind("", ""), Execute(""), Sync()))["P"] == "13"
+    await client.query("BEGIN")
+    assert error(await client.query(f"DECLARE c CURSOR FOR {text}"))["P"] == "34"
+    await client.query("ROLLBACK")
+    await client.query(f"PREPARE p AS {text}")
+    assert "P" not in error(await client.query("EXECUTE p"))  # its text was sent at another time
+    rewritten = "SELECT 'ä', 'x'::int WHERE id = 5"
+    world.scripted.plans[rewritten] = {"sql": "SELECT 'ä', 'y'::int", "name": ""}
+    assert "P" not in error(await client.query(rewritten))  # it lies in what the client did not write
 
 
 async def test_a_refusal_is_told_recorded_and_leaves_the_connection_usable(world: World) -> None:
@@ -562,6 +613,42 @@ async def test_portals_are_suspended_and_resumed_within_a_transaction(world: Wor
     assert kinds(await client.ask(Close("P", "p"), Sync())) == "3Z"
     assert error(await client.ask(Execute("p"), Sync()))["C"] == "34000"
     assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
+
+
+async def test_what_returns_no_rows_is_described_so(world: World) -> None:
+    client = await world.client()
+    insert = (Parse("i", "INSERT INTO t VALUES ($1, $2)", (23, 25)), Describe("S", "i"))
+    messages = await client.ask(*insert, Bind("", "i", (), (b"3001", None)), Describe("P", ""), Execute(""), Sync())
+    assert kinds(messages) == "1tn2nCZ"
+    assert messages[1][1] == struct.pack("!hii", 2, 23, 25)
+    for text in ("BEGIN", "SET TimeZone = 'UTC'", "ROLLBACK", "", "DISCARD ALL"):
+        messages = await client.ask(Parse("", text), Describe("S", ""), Bind("", ""), Describe("P", ""), Sync())
+        assert kinds(messages) == "1tn2nZ", text
+
+
+async def test_a_portal_suspends_over_several_units_with_its_formats(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    client.send(
+        Parse("s", "SELECT id, id FROM t ORDER BY id"), Bind("p", "s", (), (), (1, 0)), Execute("p", 1), Flush()
+    )
+    assert [(await client.message())[0] for _ in range(4)] == ["1", "2", "D", "s"]
+    messages = await client.ask(Describe("P", "p"), Execute("p", 2), Execute("p", 997), Sync())
+    assert kinds(messages) == "TDDs" + "D" * 997 + "sZ"
+    assert rows(messages)[0] == (struct.pack("!i", 2), b"2")
+    messages = await client.ask(Execute("p"), Sync())
+    assert kinds(messages) == "CZ"
+    assert status(messages) == "T"
+
+
+async def test_an_error_in_a_suspended_portal_ends_it(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    text = "SELECT 1/(4 - id) FROM t ORDER BY id"
+    assert kinds(await client.ask(Parse("", text), Bind("p", ""), Execute("p", 3), Sync())) == "12DDDsZ"
+    messages = await client.ask(Execute("p", 3), Execute("p", 3), Query("SELECT 1"), Sync())
+    assert kinds(messages)[0] == "E"
+    assert error(messages)["C"] == "22012"
 
 
 async def test_unknown_names_and_wrong_counts(world: World) -> None:
@@ -717,19 +804,35 @@ async def test_set_within_a_transaction_is_undone_with_it(world: World) -> None:
     await client.query("SELECT 1")
     await client.query("SET TimeZone = 'Asia/Tokyo'")
     assert rows(await client.query("SELECT current_setting('TimeZone')")) == [(b"Asia/Tokyo",)]
+    assert kinds(await client.query("SET LOCAL IntervalStyle = iso_8601")) == "SCZ"
+    for text in ("SELECT current_setting('IntervalStyle')", "SELECT current_setting('IntervalStyle') || ''"):
+        assert rows(await client.query(text)) == [(b"iso_8601",)]
+    assert kinds(await client.query("ROLLBACK")) == "SCSZ"
+    for end in ("", " || ''"):  # asked of the proxy, and of the database
+        text = f"SELECT current_setting('TimeZone'){end}, current_setting('IntervalStyle'){end}"
+        assert rows(await client.query(text)) == [(b"UTC", b"postgres")]
+
+
+async def test_a_savepoint_keeps_the_settings_of_its_time(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("SET TimeZone = 'Asia/Tokyo'")
+    await client.query("SAVEPOINT a")
+    await client.query("SET TimeZone = 'Europe/Paris'")
     await client.query("SET LOCAL IntervalStyle = iso_8601")
-    assert rows(await client.query("SELECT current_setting('IntervalStyle')")) == [(b"iso_8601",)]
-    assert kinds(await client.query("ROLLBACK")) == "SCZ"
-    assert rows(await client.query("SELECT current_setting('TimeZone'), current_setting('IntervalStyle')")) == [
-        (b"UTC", b"postgres")
-    ]
+    assert kinds(await client.query("ROLLBACK TO a")) == "CSSZ"
+    for end in ("", " || ''"):
+        text = f"SELECT current_setting('TimeZone'){end}, current_setting('IntervalStyle'){end}"
+        assert rows(await client.query(text)) == [(b"Asia/Tokyo", b"postgres")]
+    await client.query("COMMIT")
+    assert rows(await client.query("SHOW TimeZone")) == [(b"Asia/Tokyo",)]
 
 
 async def test_settings_do_not_reach_another_session(world: World) -> None:
     first, second = await world.client(), await world.client()
     await first.query("SET TimeZone = 'Asia/Tokyo'")
     await first.query("SELECT 1")
-    assert rows(await second.query("SELECT current_setting('TimeZone')")) == [(b"UTC",)]
+    assert rows(await second.query("SELECT current_setting('TimeZone') || ''")) == [(b"UTC",)]
 
 
 async def test_session_characteristics(world: World) -> None:
@@ -768,8 +871,9 @@ async def test_trace_by_comment_setting_and_startup(world: World) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "COPY t TO STDOUT", "COPY t FROM STDIN", "LISTEN x", "NOTIFY x", "DECLARE c CURSOR FOR SELECT 1", "FETCH c",
-        "PREPARE p AS SELECT 1", "EXECUTE p", "EXPLAIN SELECT 1",
+        "COPY t TO STDOUT", "COPY t FROM STDIN", "COPY t TO '/tmp/t'", "COPY t FROM PROGRAM 'true'", "LISTEN x",
+        "NOTIFY x", "EXPLAIN SELECT 1", "PREPARE TRANSACTION 'x'", "COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'",
+        "COMMIT AND CHAIN", "SET CONSTRAINTS t_name_check DEFERRED", "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     ],
 )  # fmt: skip
 async def test_what_is_not_carried_is_refused_and_wedges_nothing(world: World, text: str) -> None:
@@ -777,6 +881,290 @@ async def test_what_is_not_carried_is_refused_and_wedges_nothing(world: World, t
     assert error(await client.query(text))["C"] == "0A000"
     assert error(await client.ask(Parse("", text), Bind("", ""), Execute(""), Sync()))["C"] == "0A000"
     assert rows(await client.query("SELECT 1")) == [(b"1",)]
+    await client.query("BEGIN")
+    await client.query("SELECT 1")
+    refused = await client.query(text)
+    assert error(refused)["C"] == "0A000"
+    assert status(refused) == "E"
+    assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+    assert world.direct("SELECT gid FROM pg_prepared_xacts") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET ROLE postgres", "SET ROLE NONE", "SET SESSION AUTHORIZATION postgres", "RESET SESSION AUTHORIZATION",
+        "SELECT set_config('role', 'postgres', false)", "CREATE TEMP TABLE x (a int)", "SET row_security = off",
+        "SET LOCAL client_min_messages = log",
+        "CREATE TEMP TABLE x AS SELECT 1",
+    ],
+)  # fmt: skip
+async def test_what_is_not_permitted_is_refused_and_wedges_nothing(world: World, text: str) -> None:
+    client = await world.client()
+    assert error(await client.query(text))["C"] == "42501"
+    assert error(await client.ask(Parse("", text), Bind("", ""), Execute(""), Sync()))["C"] == "42501"
+    assert kinds(await client.query(f"{text}; SELECT 2")) == "EZ"
+    assert error(await client.query(f"INSERT INTO t VALUES (7000, 'x'); {text}; SELECT 2"))["C"] == "42501"
+    assert world.direct("SELECT id FROM t WHERE id = 7000") == []
+    assert rows(await client.query("SELECT 1")) == [(b"1",)]
+
+
+# prepared statements in SQL
+
+
+async def test_prepare_execute_and_deallocate(world: World) -> None:
+    client = await world.client()
+    assert tags(await client.query("PREPARE p (int) AS SELECT id, name FROM t WHERE id = $1")) == ["PREPARE"]
+    for number in (1, 2):
+        messages = await client.query(f"EXECUTE p({number})")
+        assert kinds(messages) == "TDCZ"
+        assert rows(messages) == [(f"{number}".encode(), f"name{number}".encode())]
+        assert tags(messages) == ["SELECT 1"]
+    assert tags(await client.query("PREPARE w AS INSERT INTO t VALUES ($1, $2)")) == ["PREPARE"]
+    assert tags(await client.query("EXECUTE w(2001, NULL); EXECUTE w(+2002, 'it''s')")) == ["INSERT 0 1"] * 2
+    assert world.direct("SELECT * FROM t WHERE id > 2000 ORDER BY id") == [(2001, None), (2002, "it's")]
+    assert error(await client.query("PREPARE p AS SELECT 1"))["C"] == "42P05"
+    assert error(await client.query("EXECUTE p(1, 2)"))["C"] == "08P01"
+    assert error(await client.query("EXECUTE p(1 + 1)"))["C"] == "0A000"
+    assert tags(await client.query("DEALLOCATE p")) == ["DEALLOCATE"]
+    assert error(await client.query("EXECUTE p(1)"))["C"] == "26000"
+    assert error(await client.query("DEALLOCATE p"))["C"] == "26000"
+    await client.ask(Parse("", "SELECT 6"), Sync())
+    deallocate = (Parse("d", "DEALLOCATE ALL"), Bind("", "d"), Execute(""))
+    messages = await client.ask(*deallocate, Bind("", ""), Execute(""), Sync())  # the unnamed one stays
+    assert rows(messages) == [(b"6",)]
+    assert tags(messages) == ["DEALLOCATE ALL", "SELECT 1"]
+    assert error(await client.query("EXECUTE w(1, 'x')"))["C"] == "26000"
+    shown = [(event.template, event.outcome.tag, len(event.values)) for event in world.statements() if event.outcome]
+    assert ("INSERT INTO t VALUES ($1, $2)", "INSERT 0 1", 2) in shown
+
+
+async def test_sql_and_protocol_share_the_names_of_statements(world: World) -> None:
+    client = await world.client()
+    await client.query("PREPARE s (int) AS SELECT name FROM t WHERE id = $1")
+    messages = await client.ask(Describe("S", "s"), Bind("", "s", (0,), (b"5",)), Execute(""), Sync())
+    assert kinds(messages) == "tT2DCZ"
+    assert rows(messages) == [(b"name5",)]
+    await client.ask(Parse("q", "SELECT name FROM t WHERE id = $1", (23,)), Sync())
+    assert rows(await client.query("EXECUTE q(6)")) == [(b"name6",)]
+    assert error(await client.query("PREPARE q AS SELECT 1"))["C"] == "42P05"
+    assert error(await client.ask(Parse("s", "SELECT 1"), Sync()))["C"] == "42P05"
+    await client.ask(Close("S", "s"), Sync())
+    assert error(await client.query("EXECUTE s(1)"))["C"] == "26000"
+
+
+async def test_execute_in_the_extended_protocol(world: World) -> None:
+    client = await world.client()
+    unit = (Parse("", "PREPARE p AS SELECT id FROM t WHERE id < $1 ORDER BY id"), Bind("", ""), Execute(""))
+    again = (Parse("e", "EXECUTE p('4')"), Describe("S", "e"), Bind("", "e", (), (), (1,)), Describe("P", ""))
+    messages = await client.ask(*unit, *again, Execute("", 2), Execute("", 2), Sync())
+    assert kinds(messages) == "12C1tT2TDDsDCZ"
+    assert rows(messages) == [(b"\0\0\0\1",), (b"\0\0\0\2",), (b"\0\0\0\3",)]
+    assert messages[4][1] == b"\0\0"
+    assert kinds(await client.ask(Parse("", "EXECUTE nobody"), Describe("S", ""), Sync())) == "1tnZ"
+    assert error(await client.ask(Bind("", ""), Sync()))["C"] == "26000"
+
+
+async def test_a_statement_prepared_in_sql_follows_the_policy(world: World) -> None:
+    client = await world.client()
+    await client.query("PREPARE p AS SELECT name FROM t WHERE id = 1")
+    world.scripted.refused["SELECT name FROM t WHERE id = 1"] = Refusal("AC-01", "no longer")
+    world.scripted.generation += 1
+    assert error(await client.query("EXECUTE p"))["C"] == "42501"
+
+
+async def test_statements_behind_an_error_do_nothing_to_the_session_either(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("SAVEPOINT a")
+    messages = await client.query("ROLLBACK TO missing; SET TimeZone = 'Asia/Tokyo'; PREPARE p AS SELECT 1")
+    assert kinds(messages) == "EZ"
+    await client.query("ROLLBACK")
+    assert error(await client.query("EXECUTE p"))["C"] == "26000"
+    assert rows(await client.query("SHOW TimeZone")) == [(b"UTC",)]
+
+
+# cursors
+
+
+@pytest.fixture
+async def reader(world: World) -> Client:
+    """In a transaction with a cursor over ten rows."""
+    client = await world.client()
+    await client.query("BEGIN")
+    messages = await client.query("DECLARE c CURSOR FOR SELECT id FROM t WHERE id <= 10 ORDER BY id")
+    assert kinds(messages) == "CZ"
+    assert tags(messages) == ["DECLARE CURSOR"]
+    return client
+
+
+def numbers(messages: list[tuple[str, bytes]]) -> list[int]:
+    return [int(row[0] or b"") for row in rows(messages)]
+
+
+async def test_fetch_and_move(reader: Client) -> None:
+    for text, tag, expected in [
+        ("FETCH c", "FETCH 1", [1]),
+        ("FETCH NEXT FROM c", "FETCH 1", [2]),
+        ("FETCH FORWARD 2 FROM c", "FETCH 2", [3, 4]),
+        ("MOVE 2 IN c", "MOVE 2", []),
+        ("FETCH 2 FROM c", "FETCH 2", [7, 8]),
+        ("FETCH ALL FROM c", "FETCH 2", [9, 10]),
+        ("FETCH FORWARD ALL IN c", "FETCH 0", []),
+        ("MOVE ALL FROM c", "MOVE 0", []),
+    ]:
+        messages = await reader.query(text)
+        assert kinds(messages) == ("" if tag.startswith("MOVE") else "T") + "D" * len(expected) + "CZ", text
+        assert (tags(messages), numbers(messages)) == ([tag], expected), text
+    assert tags(await reader.query("CLOSE c")) == ["CLOSE CURSOR"]
+    assert error(await reader.query("FETCH c"))["C"] == "34000"
+
+
+async def test_a_cursor_that_scrolls(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("DECLARE c SCROLL CURSOR FOR SELECT id FROM t WHERE id <= 10 ORDER BY id")
+    for text, expected in [
+        ("FETCH LAST c", [10]), ("FETCH PRIOR c", [9]), ("FETCH BACKWARD 2 c", [8, 7]), ("FETCH FIRST c", [1]),
+        ("FETCH ABSOLUTE 5 c", [5]), ("FETCH RELATIVE -2 c", [3]), ("FETCH -2 c", [2, 1]), ("FETCH BACKWARD ALL c", []),
+    ]:  # fmt: skip
+        assert numbers(await client.query(text)) == expected, text
+    await client.query("DECLARE d NO SCROLL CURSOR FOR SELECT 1")
+    assert error(await client.query("FETCH PRIOR d"))["C"] == "55000"
+
+
+async def test_a_cursor_in_the_extended_protocol(world: World) -> None:
+    client = await world.client()
+    text = "DECLARE c CURSOR FOR SELECT id FROM t WHERE id > $1 ORDER BY id"
+    declare = (Parse("d", text, (23,)), Describe("S", "d"), Bind("", "d", (0,), (b"5",)), Describe("P", ""))
+    messages = await client.ask(Parse("b", "BEGIN"), Bind("", "b"), Execute(""), *declare, Execute(""), Sync())
+    assert kinds(messages) == "12C1tn2nCZ"
+    assert messages[4][1] == b"\0\1\0\0\0\x17"
+    assert tags(messages) == ["BEGIN", "DECLARE CURSOR"]
+    fetch = (Parse("f", "FETCH 2 FROM c"), Describe("S", "f"), Bind("", "f", (), (), (1,)), Describe("P", ""))
+    messages = await client.ask(*fetch, Execute(""), Bind("", "f"), Execute(""), Sync())
+    assert kinds(messages) == "1tT2TDDC2DDCZ"
+    assert rows(messages) == [(b"\0\0\0\6",), (b"\0\0\0\7",), (b"8",), (b"9",)]
+    assert tags(messages) == ["FETCH 2", "FETCH 2"]
+    await client.query("DECLARE wide CURSOR FOR SELECT id, name FROM t")
+    for name, columns in (("c", 1), ("wide", 2)):  # the client uses one name again, and must not get the other's answer
+        messages = await client.ask(Parse("g", f"FETCH 1 FROM {name}"), Describe("S", "g"), Close("S", "g"), Sync())
+        assert kinds(messages) == "1tT3Z"
+        assert messages[2][1][:2] == struct.pack("!h", columns)
+    # A cursor is a portal, as psycopg expects when it describes one.
+    messages = await client.ask(Describe("P", "c"), Execute("c", 1), Close("P", "c"), Sync())
+    assert kinds(messages) == "TDs3Z"
+    assert numbers(messages) == [10]
+    assert error(await client.ask(Bind("", "f"), Sync()))["C"] == "34000"
+
+
+async def test_a_binary_cursor(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    await client.query("DECLARE c BINARY CURSOR FOR SELECT id FROM t WHERE id = 7")
+    messages = await client.query("FETCH ALL c")
+    assert rows(messages) == [(b"\0\0\0\7",)]
+    assert messages[0][1].endswith(b"\0\1")
+
+
+async def test_names_and_places_of_cursors(world: World, reader: Client) -> None:
+    assert error(await reader.query("DECLARE c CURSOR FOR SELECT 1"))["C"] == "42P03"
+    await reader.query("ROLLBACK")
+    assert error(await reader.query("FETCH c"))["C"] == "34000"
+    assert error(await reader.query("CLOSE c"))["C"] == "34000"
+    outside = error(await reader.query("DECLARE c CURSOR FOR SELECT 1"))
+    assert outside["C"] == "25P01"
+    assert "control WP-01" in outside["M"]
+    assert status(await reader.query("CLOSE ALL")) == "I"
+    await reader.query("BEGIN")
+    await reader.query("DECLARE c CURSOR FOR SELECT 1")
+    messages = await reader.query("CLOSE ALL")
+    assert tags(messages) == ["CLOSE CURSOR ALL"]
+    assert rows(await reader.query("SELECT name FROM pg_cursors WHERE name LIKE 'grille%'")) == []
+    await reader.query("DECLARE c CURSOR FOR SELECT 2")
+    assert numbers(await reader.query("FETCH c")) == [2]
+    assert tags(await reader.query("COMMIT; BEGIN; DECLARE c CURSOR FOR SELECT 3; FETCH c; COMMIT"))[3] == "FETCH 1"
+
+
+async def test_a_savepoint_takes_its_cursors_with_it(reader: Client) -> None:
+    await reader.query("SAVEPOINT a")
+    await reader.query("DECLARE d CURSOR FOR SELECT 4")
+    await reader.query("ROLLBACK TO a")
+    assert tags(await reader.query("DECLARE d CURSOR FOR SELECT 5")) == ["DECLARE CURSOR"]
+    assert numbers(await reader.query("FETCH d")) == [5]
+    assert numbers(await reader.query("FETCH c")) == [1]
+    await reader.query("RELEASE a")
+    assert numbers(await reader.query("FETCH c")) == [2]
+
+
+async def test_cursors_are_cut_masked_limited_and_recorded(world: World) -> None:
+    client = await world.client()
+    query = "SELECT true AS hidden, id, name FROM t ORDER BY id"
+    world.scripted.plans[query] = {"hidden_columns": 1, "results": (None, Transform(None, "null"))}
+    world.scripted.limits[query] = Limits(rows=5)
+    world.scripted.release_with = lambda found: [[row[0], None] for row in found]
+    await client.query("BEGIN")
+    await client.query(f"DECLARE c CURSOR FOR {query}")
+    messages = await client.query("FETCH 3 FROM c")
+    assert rows(messages) == [(b"1", None), (b"2", None), (b"3", None)]
+    assert messages[0][1][:2] == b"\0\2"
+    assert numbers(await client.query("FETCH 2 FROM c")) == [4, 5]
+    refused = await client.query("FETCH ALL FROM c")
+    assert error(refused)["C"] == "53400"
+    assert kinds(refused) == "TEZ"
+    assert [(event.outcome.tag, event.outcome.rows, event.outcome.status) for event in world.statements()[1:]] == [
+        ("DECLARE CURSOR", 0, "ok"), ("FETCH 3", 3, "ok"), ("FETCH 2", 2, "ok"), ("", 1, "denied"),
+    ]  # fmt: skip
+    assert {event.template for event in world.statements()[1:]} == {query}
+
+
+async def test_a_cursor_dies_with_the_policy_it_was_opened_under(world: World, reader: Client) -> None:
+    assert numbers(await reader.query("FETCH c")) == [1]
+    world.scripted.generation += 1
+    refused = await reader.query("FETCH c")
+    assert error(refused)["C"] == "34000"
+    assert "ST-08" in error(refused)["M"]
+
+
+async def test_too_many_cursors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grille.proxy.session.MAX_PORTALS", 2)
+    client = await world.client()
+    await client.query("BEGIN")
+    messages = await client.query(
+        "DECLARE a CURSOR FOR SELECT 1; DECLARE b CURSOR FOR SELECT 2; DECLARE c CURSOR FOR SELECT 3"
+    )
+    assert tags(messages) == ["DECLARE CURSOR"] * 2
+    assert error(messages)["C"] == "53400"
+
+
+# settings by function
+
+
+async def test_settings_by_function_are_the_proxys(world: World) -> None:
+    client = await world.client()
+    messages = await client.query("SELECT current_setting('jit') AS cur, set_config('jit', 'off', false) AS new")
+    assert rows(messages) == [(b"off", b"off")]
+    assert b"cur\0" in messages[0][1]
+    text = "SELECT pg_catalog.set_config('TimeZone', 'Asia/Tokyo', false)"
+    messages = await client.ask(Parse("", text), Describe("S", ""), Bind("", ""), Execute(""), Sync())
+    assert kinds(messages) == "1tT2SDCZ"
+    assert rows(await client.query("SELECT current_setting('timezone')")) == [(b"Asia/Tokyo",)]
+    assert rows(await client.query("SELECT current_setting('TimeZone') || ''")) == [(b"Asia/Tokyo",)]
+    assert error(await client.query("SELECT set_config('search_path', 'x', false)"))["C"] == "42501"
+    assert error(await client.query("SELECT current_setting('data_directory')"))["C"] == "42704"
+    assert rows(await client.query("SELECT current_setting('data_directory', true)")) == [(None,)]
+
+
+async def test_constraints_may_be_deferred(world: World) -> None:
+    world.direct("CREATE TABLE d (a int UNIQUE DEFERRABLE)")
+    client = await world.client()
+    assert kinds(await client.query("SET CONSTRAINTS ALL DEFERRED")) == "NCZ"
+    await client.query("BEGIN")
+    assert tags(await client.query("SET CONSTRAINTS ALL DEFERRED")) == ["SET CONSTRAINTS"]
+    assert tags(await client.query("INSERT INTO d VALUES (1), (1)")) == ["INSERT 0 2"]
+    assert error(await client.query("SET CONSTRAINTS ALL IMMEDIATE"))["C"] == "23505"
+    assert tags(await client.query("ROLLBACK")) == ["ROLLBACK"]
 
 
 @pytest.mark.parametrize("message", [FunctionCall(1, (), (), 0), CopyFail("x")])
@@ -1065,7 +1453,7 @@ async def test_row_checks_and_catalogue_changes(world: World) -> None:
     assert error(messages)["C"] == "42501"
     assert "RO-02" in error(messages)["M"]
     assert world.direct("SELECT count(*) FROM t WHERE id = 9000") == [(0,)]
-    text = "SELECT current_setting('grille_catalogue_changed')"
+    text = "SELECT 1 WHERE current_setting('grille_catalogue_changed')::bool"
     messages = await client.query(text)
     assert "ST-08" in error(messages)["M"]
     assert world.refreshed == 1

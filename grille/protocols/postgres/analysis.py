@@ -335,6 +335,10 @@ class Analysis:
         """The outermost SELECT has an aggregate or window function."""
         self.dated = False
         """A constant stays in it whose value may depend on the clock or on TimeZone when the server parses it."""
+        self.places: dict[str, int] = {}
+        """Where the statement first names each relation (``schema.relation``): byte offsets, in order of look-up."""
+        self.column_places: dict[str, int] = {}
+        """The same of columns that are read (``schema.relation.column``) or written (``schema.relation.column=``)."""
 
 
 @dataclass(slots=True)
@@ -386,7 +390,10 @@ class Analyzer:
         """Columns read outside aggregates by select list, HAVING and ORDER BY."""
         self._visited: dict[int, Any] = {}
         """Messages that the walk came to, by id; kept, so that their ids stay theirs."""
+        self._here = 0
+        """Where the column reference stands that is being looked up."""
         self._result = Analysis(None, Operation(""))
+        self._places = self._result.places
 
     def analyze(self, statement: Node) -> Analysis:
         """Understand `statement`, which is changed in place (stars expanded, names qualified)."""
@@ -412,10 +419,41 @@ class Analyzer:
                 _refuse_kind(kind)
             self._all_visited()
         except Refusal as refusal:
+            self._rest(statement, action)
             refusal.operation = self._operation(action)
+            refusal.places = self._places
             raise
         self._result.operation = self._operation(action)
         return self._result
+
+    def _rest(self, statement: Node, action: str) -> None:
+        """Note the relations that a refused statement names and that the walk did not come to.
+
+        So the policy is asked the same whether the walk ended at a relation that is missing, or went on because it
+        exists, and its answer does not tell one from the other.
+        """
+        names = {part.ctename for part in tree.walk(statement) if part.DESCRIPTOR.name == "CommonTableExpr"}
+        message = getattr(statement, kind_of(statement))
+        target = message.relation if action != "select" else None
+        fields = [field.name for field, _ in message.ListFields()]
+        others = {
+            id(part): part
+            for clause in tree.walk(statement)
+            if clause.DESCRIPTOR.name in ("LockingClause", "IntoClause")
+            for part in tree.walk(clause)
+        }
+        for part in tree.walk(statement):
+            if part.DESCRIPTOR.name != "RangeVar" or id(part) in others or part.schemaname == "pg_catalog":
+                continue
+            if not part.schemaname and (part.relname in names or part.relname in CATALOGUE_READABLE):
+                continue
+            key = (part.schemaname or "public", part.relname)
+            access: Any = action if part is target else "read"
+            if f"{key[0]}.{key[1]}" not in self._places or part is target:
+                self._uses.setdefault((*key, access), (set(), set()))
+                self._places.setdefault(f"{key[0]}.{key[1]}", part.location)
+                if part is target and any(name in ("where_clause", "returning_clause") for name in fields):
+                    self._uses.setdefault((*key, "read"), (set(), set()))
 
     def _operation(self, action: str) -> Operation:
         uses = [
@@ -606,6 +644,7 @@ class Analyzer:
         relation = item.relation
         assert relation is not None  # noqa: S101
         writable = [column.name for column in relation.columns if not column.generated]
+        written = {node.res_target.name: node.res_target.location for node in insert.cols}
         if insert.cols:
             names = []
             for node in insert.cols:
@@ -631,7 +670,7 @@ class Analyzer:
                     if len(row.list.items) != len(names):
                         raise Refusal("ST-01", "INSERT has a different number of columns and values.", sqlstate="42601")
                     for name, cell in zip(names, row.list.items, strict=True):
-                        self._assign(relation, name, cell, scope)
+                        self._assign(relation, name, cell, scope, written.get(name, 0))
             else:
                 fields, _inner = self._select(query, scope)
                 if not insert.cols:
@@ -639,7 +678,11 @@ class Analyzer:
                 if len(fields) != len(names):
                     raise Refusal("ST-01", "INSERT has a different number of columns and values.", sqlstate="42601")
                 for name, source in zip(names, fields, strict=True):
-                    self._assign_field(relation, name, source)
+                    try:
+                        self._assign_field(relation, name, source)
+                    except Refusal as refusal:
+                        placed(refusal, written.get(name, 0))
+                        raise
         self._written(item, "insert", names)
         if query is not None and not insert.cols:
             insert.cols.extend(pb.Node(res_target=pb.ResTarget(name=name)) for name in names)
@@ -711,11 +754,19 @@ class Analyzer:
             self._closed(target)
             names.append(target.name)
             assert item.relation is not None  # noqa: S101
-            self._assign(item.relation, target.name, target.val, scope)
+            self._assign(item.relation, target.name, target.val, scope, target.location)
         return names
 
-    def _assign(self, relation: Relation, name: str, value: Node, scope: Scope) -> None:
-        """One value stored in one column."""
+    def _assign(self, relation: Relation, name: str, value: Node, scope: Scope, location: int) -> None:
+        """One value stored in one column, which is named at `location`."""
+        self._result.column_places.setdefault(f"{relation.schema}.{relation.name}.{name}=", location)
+        try:
+            self._assign_value(relation, name, value, scope)
+        except Refusal as refusal:
+            placed(refusal, location)
+            raise
+
+    def _assign_value(self, relation: Relation, name: str, value: Node, scope: Scope) -> None:
         column = relation.column(name)
         if column is None:
             raise unavailable_column(name)
@@ -762,8 +813,16 @@ class Analyzer:
 
     def _target(self, var: Any, access: Access) -> Item:
         """The target of a write."""
+        location = var.location
+        try:
+            return self._target_item(var, access)
+        except Refusal as refusal:
+            placed(refusal, location)
+            raise
+
+    def _target_item(self, var: Any, access: Access) -> Item:
         self._closed(var)
-        relation = self._relation(var.schemaname, var.relname, var.catalogname, access)
+        relation = self._relation(var, access)
         if relation.kind not in "rp":
             raise Refusal("ST-02", f'"{relation.name}" cannot be written through the proxy: it is not a table.')
         if relation.has_triggers or relation.has_rules:
@@ -790,7 +849,12 @@ class Analyzer:
     def _from(self, node: Node, scope: Scope) -> Namespace:
         kind = kind_of(node)
         if kind == "range_var":
-            return self._range_var(node, scope)
+            location = node.range_var.location
+            try:
+                return self._range_var(node, scope)
+            except Refusal as refusal:
+                placed(refusal, location)
+                raise
         if kind == "join_expr":
             return self._join(node.join_expr, scope)
         if kind == "range_subselect":
@@ -813,7 +877,7 @@ class Analyzer:
                 return _namespace_of(Item(alias or var.relname, "derived", fields, inner=cte.inner, cte=cte.node))
         if var.schemaname == "pg_catalog" or (not var.schemaname and var.relname in CATALOGUE_READABLE):
             return self._catalogue_relation(node, alias, names)
-        relation = self._relation(var.schemaname, var.relname, var.catalogname, "read")
+        relation = self._relation(var, "read")
         item = self._item(alias or relation.name, "relation", relation)
         item.node = node
         item.only = not var.inh
@@ -834,6 +898,7 @@ class Analyzer:
         relation = self._catalog.relations.get(("pg_catalog", var.relname))
         if not columns or relation is None or names or var.catalogname:
             self._uses.setdefault(("pg_catalog", var.relname, "read"), (set(), set()))
+            self._places.setdefault(f"pg_catalog.{var.relname}", var.location)
             raise unavailable_relation(f"pg_catalog.{var.relname}")
         fields = [Field(c.name, c.type_oid) for c in relation.columns if c.name in columns]
         key = "rngtypid" if var.relname == "pg_range" else "oid"
@@ -894,6 +959,7 @@ class Analyzer:
         if one.field.label or other.field.label:
             label = self._same_domain(one.field.label, other.field.label)
             self._equality_on(one.field.label, other.field.label)
+        self._here = 0
         for entry in (one, other):
             for owner in entry.owners:
                 self._touch(owner, name, predicate=True)
@@ -956,10 +1022,11 @@ class Analyzer:
             fields.append(Field("ordinality", INT8, None, False))
         return _namespace_of(Item(alias or own, "function", _renamed(fields, names), arguments=arguments))
 
-    def _relation(self, schema: str, name: str, catalog: str, access: Access) -> Relation:
+    def _relation(self, var: Any, access: Access) -> Relation:
+        schema, name, catalog = var.schemaname or "public", var.relname, var.catalogname
         _own_identifier(name)
-        schema = schema or "public"
         self._uses.setdefault((schema, name, access), (set(), set()))
+        self._places.setdefault(f"{schema}.{name}", var.location)
         if catalog and catalog != self._catalog.database:
             raise unavailable_relation(f"{catalog}.{schema}.{name}")
         relation = self._catalog.relations.get((schema, name))
@@ -1000,6 +1067,8 @@ class Analyzer:
         position = next(index for index, candidate in enumerate(item.fields) if candidate.name == name)
         real = item.relation.columns[position].name
         item.used[real] = None
+        if self._here > 0:
+            self._result.column_places.setdefault(f"{item.qualified}.{real}", self._here)
         columns, predicates = self._use(item, "read")
         columns.add(real)
         if predicate:
@@ -1014,6 +1083,7 @@ class Analyzer:
     def _column_ref(self, node: Node, scope: Scope) -> _Info:
         reference = node.column_ref
         self._closed(reference)
+        self._here = reference.location
         parts = [part.string.sval if kind_of(part) == "string" else "*" for part in reference.fields]
         if "*" in parts:
             raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
@@ -1090,7 +1160,11 @@ class Analyzer:
                     reference = (entry.name,) if entry.merged or not owner.name else (owner.name, entry.name)
                     expanded.append(tree.target(tree.column(*reference)))
             else:
-                item = self._find_item([part.string.sval for part in parts[:-1]], scope)
+                try:
+                    item = self._find_item([part.string.sval for part in parts[:-1]], scope)
+                except Refusal as refusal:
+                    placed(refusal, value.column_ref.location)
+                    raise
                 expanded += [tree.target(tree.column(item.name, f.name)) for f in item.fields]
         if len(expanded) > MAX_COLUMNS:
             raise _too_many_columns()
@@ -1351,10 +1425,12 @@ class Analyzer:
         if kind == "a_const":
             self._closed(node.a_const)
             if node.a_const.WhichOneof("val") != "ival":
-                raise Refusal("ST-01", "A constant in ORDER BY or GROUP BY must be a position.", sqlstate="42601")
+                refusal = Refusal("ST-01", "A constant in ORDER BY or GROUP BY must be a position.", sqlstate="42601")
+                raise placed(refusal, node.a_const.location)
             position = node.a_const.ival.ival
             if not 1 <= position <= len(fields):
-                raise Refusal("ST-01", f"Position {position} is not in the select list.", sqlstate="42P10")
+                refusal = Refusal("ST-01", f"Position {position} is not in the select list.", sqlstate="42P10")
+                raise placed(refusal, node.a_const.location)
             self._ordered(fields[position - 1].label, ordering)
             return
         if outputs_only:
@@ -1407,22 +1483,27 @@ class Analyzer:
 
     def _expression(self, node: Node, scope: Scope) -> _Info:
         kind = kind_of(node)
-        if kind == "column_ref":
-            return self._column_ref(node, scope)
-        if kind == "a_const":
-            self._closed(node.a_const)
-            self._result.dated = self._result.dated or bool(_DATED.search(node.a_const.sval.sval))
-            return _Info(_constant_type(node.a_const), None, True, True)
-        if kind == "param_ref":
-            self._closed(node.param_ref)
-            return self._parameter(node.param_ref)
-        method = getattr(self, f"_{kind}", None) if kind in _EXPRESSIONS else None
-        if method is None:
-            _refuse_kind(kind)
-        message = getattr(node, kind)
-        self._closed(message)
-        info: _Info = method(node, message, scope)
-        return info
+        location = getattr(getattr(node, kind), "location", 0) if kind else 0
+        try:
+            if kind == "column_ref":
+                return self._column_ref(node, scope)
+            if kind == "a_const":
+                self._closed(node.a_const)
+                self._result.dated = self._result.dated or bool(_DATED.search(node.a_const.sval.sval))
+                return _Info(_constant_type(node.a_const), None, True, True)
+            if kind == "param_ref":
+                self._closed(node.param_ref)
+                return self._parameter(node.param_ref)
+            method = getattr(self, f"_{kind}", None) if kind in _EXPRESSIONS else None
+            if method is None:
+                _refuse_kind(kind)
+            message = getattr(node, kind)
+            self._closed(message)
+            info: _Info = method(node, message, scope)
+            return info
+        except Refusal as refusal:
+            placed(refusal, location)
+            raise
 
     def _all(self, nodes: Iterable[Node], scope: Scope) -> list[_Info]:
         infos = []
@@ -1740,7 +1821,11 @@ class Analyzer:
     def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
         dated = self._result.dated
         info = self._expression(message.arg, scope)
-        wanted = self._type(message.type_name)
+        try:
+            wanted = self._type(message.type_name)
+        except Refusal as refusal:
+            placed(refusal, message.type_name.location)
+            raise
         if info.label is not None:
             raise _token_refusal(info.label, "be cast")
         if not self._resolver.castable(info.type, wanted):
@@ -1886,6 +1971,13 @@ _EXPRESSIONS: Final = frozenset(
 )
 
 
+def placed(refusal: Refusal, location: int) -> Refusal:
+    """The refusal, with where the statement shows what is refused; what was noted further inside stays."""
+    if not refusal.location and location > 0:
+        refusal.location = location
+    return refusal
+
+
 def unavailable_relation(name: str) -> Refusal:
     """The one answer for a relation that is missing, unlisted or forbidden."""
     return Refusal(
@@ -1915,6 +2007,12 @@ def _token_refusal(label: Label | None, what: str) -> Refusal:
 
 
 def _function_refusal(name: str) -> Refusal:
+    if name.startswith(("pg_advisory_", "pg_try_advisory_")):
+        return Refusal(
+            "ST-04",
+            f'Function "{name}" is not carried: an advisory lock tells of, and holds up, agents that share it unseen.',
+            hint="Lock rows with FOR UPDATE where the policy allows it, or let the database's constraints decide.",
+        )
     return Refusal(
         "ST-04",
         f'Function "{name}" is not on the list of functions that agents may call.',

@@ -93,6 +93,16 @@ class Lexed(msgspec.Struct, frozen=True):
                 kept.append(constant.value)
         return " ".join(tokens), tuple(kept), taken
 
+    def origin(self, text: str, positions: frozenset[int], offset: int) -> int:
+        """Byte offset in `text`, which was cut, of the token that stands at byte `offset` of its template."""
+        numbers = {self.constants[index].token: number for number, index in enumerate(sorted(positions), start=1)}
+        end = -1
+        for index, token in enumerate(self.tokens):
+            end += 1 + len((f"${numbers[index]}" if index in numbers else token).encode())
+            if offset < end:
+                return _offsets(text)[index]
+        return 0
+
 
 def tokenize(text: str | bytes) -> Lexed | None:
     """Cut `text` into tokens, or None if it is not in the subset (then its exact text is the key)."""

@@ -25,6 +25,7 @@ from grille.protocols.postgres.analysis import (
     QualSite,
     RelationSite,
     WriteSite,
+    placed,
     unavailable_relation,
 )
 from grille.protocols.postgres.catalog import Catalog, Column, Relation
@@ -228,41 +229,48 @@ class _Rewrite:
 
     def _permitted(self) -> None:
         """What the terms refuse outright."""
-        for use in self._analysis.operation.relations:
-            if use.qualified not in self._terms.relations:
-                raise unavailable_relation(use.qualified)
+        places = self._analysis.places
+        # In the order of look-up: the first that is missing, or else forbidden, must be the one that is named.
+        for name in dict.fromkeys([*places, *(use.qualified for use in self._analysis.operation.relations)]):
+            if name not in self._terms.relations:
+                raise placed(unavailable_relation(name), places.get(name, 0))
         if self._analysis.locks and not self._terms.locks:
             raise Refusal(
                 "AC-01",
                 "The policy does not let this agent lock rows.",
                 hint="Send the SELECT without FOR UPDATE or FOR SHARE.",
             )
+        columns = self._analysis.column_places
         for use in self._analysis.operation.relations:
             for name in use.columns:
+                key = f"{use.qualified}.{name}"
                 column = self._terms.relations[use.qualified].columns.get(name)
                 if column is None:
                     continue
                 if use.access == "read" and column.read == "deny":
-                    raise Refusal(
+                    refusal = Refusal(
                         "CO-02",
-                        f'Column "{use.qualified}.{name}" may not be read by this agent.',
+                        f'Column "{key}" may not be read by this agent.',
                         hint="Name the columns that you need and leave this one out.",
                     )
+                    raise placed(refusal, columns.get(key, 0))
                 if use.access in ("insert", "update") and not column.write:
-                    raise Refusal(
+                    refusal = Refusal(
                         "CO-02",
-                        f'Column "{use.qualified}.{name}" may not be written by this agent.',
+                        f'Column "{key}" may not be written by this agent.',
                         hint="Leave this column out, or ask the owner of this agent's policy.",
                     )
+                    raise placed(refusal, columns.get(f"{key}=", 0))
         for key in sorted(self._analysis.equalities):
             relation, _, name = key.rpartition(".")
             column = self._terms.relations[relation].columns.get(name)
             if column is None or not column.equality:
-                raise Refusal(
+                refusal = Refusal(
                     "CO-03",
                     f'Column "{key}" may not be searched, joined or grouped by this agent.',
                     hint="Search by another column.",
                 )
+                raise placed(refusal, columns.get(key, 0))
 
     def _parameters(self) -> None:
         for number, uses in sorted(self._analysis.parameters.items()):

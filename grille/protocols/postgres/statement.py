@@ -15,7 +15,9 @@ from postgast import PgQueryError, deparse, normalize, parse, scan
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
+from grille.protocols.postgres import commands
 from grille.protocols.postgres.analysis import Analysis, Analyzer, Sensitive
+from grille.protocols.postgres.commands import SessionCommand
 from grille.protocols.postgres.lexer import Lexed
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
@@ -48,10 +50,6 @@ _REFUSED: Final = {
     "copy_stmt": "COPY",
     "listen_stmt": "LISTEN",
     "notify_stmt": "NOTIFY",
-    "declare_cursor_stmt": "DECLARE CURSOR",
-    "fetch_stmt": "FETCH and MOVE",
-    "prepare_stmt": "PREPARE",
-    "execute_stmt": "EXECUTE",
     "merge_stmt": "MERGE",
     "explain_stmt": "EXPLAIN",
     "lock_stmt": "LOCK",
@@ -62,28 +60,12 @@ _REFUSED: Final = {
 _HINTS: Final = {
     "copy_stmt": "Use SELECT to read and INSERT with several rows to write.",
     "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
-    "prepare_stmt": "Use your driver's prepared statements; the protocol's own are supported.",
-    "execute_stmt": "Use your driver's prepared statements; the protocol's own are supported.",
-    "declare_cursor_stmt": "Fetch in portions with the protocol's row limit, or page by key with LIMIT.",
-    "fetch_stmt": "Fetch in portions with the protocol's row limit, or page by key with LIMIT.",
+    **dict.fromkeys(
+        ("listen_stmt", "notify_stmt"),
+        "A notification says to other sessions what no policy has seen; read the table again instead.",
+    ),
     "merge_stmt": "Use INSERT, UPDATE or DELETE.",
 }
-
-
-class SessionCommand(msgspec.Struct, frozen=True):
-    """A statement about the session or its transaction, answered by the proxy."""
-
-    kind: str
-    """``begin``, ``commit``, ``rollback``, ``savepoint``, ``release``, ``rollback_to``, ``set``, ``set_transaction``,
-    ``reset``, ``reset_all``, ``show``, ``discard``, ``deallocate``, ``close_all``, ``unlisten``, ``unlock_all``,
-    ``empty``."""
-    name: str = ""
-    """Setting, savepoint or statement name; lower case for settings."""
-    value: str = ""
-    local: bool = False
-    """SET LOCAL"""
-    text: str = ""
-    """For transaction control: the canonical SQL to send upstream, built from a closed set of options."""
 
 
 class ParsedStatement(msgspec.Struct, frozen=True):
@@ -162,7 +144,7 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
         )
     if not result.stmts:
         return [ParsedStatement(SessionCommand("empty"), None)]
-    return [_classify(raw.stmt) for raw in result.stmts]
+    return [_classify(raw, text) for raw in result.stmts]
 
 
 def _parse(text: str) -> Any:
@@ -228,12 +210,14 @@ def analyze(
         raise too_deep() from None
 
 
-def _classify(node: Node) -> ParsedStatement:
+def _classify(raw: Any, text: str) -> ParsedStatement:
+    node = raw.stmt
     kind = kind_of(node)
     if kind in GOVERNED:
         if _is_unlock_all(node):
             return ParsedStatement(SessionCommand("unlock_all"), None)
-        return ParsedStatement(None, node)
+        settings = commands.settings(node) if kind == "select_stmt" else None
+        return ParsedStatement(settings, None) if settings is not None else ParsedStatement(None, node)
     message = getattr(node, kind)
     command: SessionCommand | None = None
     if kind == "transaction_stmt":
@@ -252,19 +236,39 @@ def _classify(node: Node) -> ParsedStatement:
         command = SessionCommand("discard", names[message.target])
     elif kind == "deallocate_stmt":
         command = SessionCommand("deallocate", "" if message.isall else message.name)
-    elif kind == "close_portal_stmt" and not message.portalname:
-        command = SessionCommand("close_all")
+    elif kind == "close_portal_stmt":
+        command = SessionCommand("close", message.portalname) if message.portalname else SessionCommand("close_all")
+    elif kind == "prepare_stmt":
+        command = commands.prepare(message, raw, text)
+    elif kind == "execute_stmt":
+        command = commands.execute(message)
+    elif kind == "declare_cursor_stmt":
+        command = commands.declare(message, raw, text)
+    elif kind == "fetch_stmt":
+        command = commands.fetch(message)
+    elif kind == "constraints_set_stmt":
+        command = _set_constraints(message)
     elif kind == "unlisten_stmt":
         command = SessionCommand("unlisten")
     if command is None:
-        words = _REFUSED.get(kind, kind.removesuffix("_stmt").replace("_", " ").upper())
-        raise Refusal(
-            "ST-05",
-            f"{words} is not carried by this proxy.",
-            sqlstate="0A000" if kind in _REFUSED else "42501",
-            hint=_HINTS.get(kind),
-        )
+        raise _refused(kind, message)
     return ParsedStatement(command, None)
+
+
+def _refused(kind: str, message: Any) -> Refusal:
+    """Why a statement of this kind is not carried."""
+    words = _REFUSED.get(kind, kind.removesuffix("_stmt").replace("_", " ").upper())
+    sentence = f"{words} is not carried by this proxy."
+    hint = _HINTS.get(kind)
+    if kind == "copy_stmt" and message.filename:
+        what = "program" if message.is_program else "file"
+        sentence = f"COPY to or from a {what} happens on the database's machine, and is not carried by this proxy."
+    elif kind in ("create_stmt", "create_table_as_stmt"):
+        var = message.relation if kind == "create_stmt" else message.into.rel
+        if var.relpersistence == "t":
+            sentence = "A temporary table is not carried by this proxy: nothing says what may be read from it."
+            hint = "Use WITH, or keep the rows in your program."
+    return Refusal("ST-05", sentence, sqlstate="0A000" if kind in _REFUSED else "42501", hint=hint)
 
 
 def _is_unlock_all(node: Node) -> bool:
@@ -278,6 +282,8 @@ def _is_unlock_all(node: Node) -> bool:
     return names in (["pg_advisory_unlock_all"], ["pg_catalog", "pg_advisory_unlock_all"])
 
 
+_TWO_PHASE: Final = "Two-phase commit is not carried by this proxy: a prepared transaction outlives its session."
+_NOT_ALONE: Final = "AND CHAIN is not carried by this proxy: send BEGIN by itself."
 _TRANSACTION_OPTIONS: Final = {"transaction_isolation", "transaction_read_only", "transaction_deferrable"}
 _ISOLATION: Final = {"read uncommitted", "read committed", "repeatable read", "serializable"}
 
@@ -302,7 +308,7 @@ def _options(options: Sequence[Node]) -> str:
 def _transaction(message: Any) -> SessionCommand:
     kind = message.kind
     if message.chain or message.gid:
-        raise Refusal("ST-05", "AND CHAIN and two-phase commit are not carried by this proxy.", sqlstate="0A000")
+        raise Refusal("ST-05", _NOT_ALONE if message.chain else _TWO_PHASE, sqlstate="0A000")
     name = message.savepoint_name
     quoted = '"' + name.replace('"', '""') + '"'
     if kind in (pb.TRANS_STMT_BEGIN, pb.TRANS_STMT_START):
@@ -316,9 +322,21 @@ def _transaction(message: Any) -> SessionCommand:
         pb.TRANS_STMT_ROLLBACK_TO: ("rollback_to", f"ROLLBACK TO SAVEPOINT {quoted}"),
     }
     if kind not in simple:
-        raise Refusal("ST-05", "Two-phase commit is not carried by this proxy.", sqlstate="0A000")
+        raise Refusal("ST-05", _TWO_PHASE, sqlstate="0A000")
     command, text = simple[kind]
     return SessionCommand(command, name, text=text)
+
+
+def _set_constraints(message: Any) -> SessionCommand:
+    if message.constraints:
+        raise Refusal(
+            "ST-05",
+            "SET CONSTRAINTS of named constraints is not carried by this proxy.",
+            sqlstate="0A000",
+            hint="Use SET CONSTRAINTS ALL.",
+        )
+    when = "DEFERRED" if message.deferred else "IMMEDIATE"
+    return SessionCommand("set_constraints", text=f"SET CONSTRAINTS ALL {when}")
 
 
 def _set(message: Any) -> SessionCommand:

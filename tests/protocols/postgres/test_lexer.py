@@ -228,3 +228,20 @@ def test_offsets_are_the_parsers_bytes() -> None:
 def test_a_long_text_takes_linear_time() -> None:
     for text in ("SELECT '" + "''" * 200_000, "SELECT a" + " " * 200_000 + "'", "(" * 200_000, "a." * 100_000):
         tokenize(text)
+
+
+def test_the_place_of_a_template_s_token_in_its_text() -> None:
+    text = "SELECT  'ä  b',\n  c   FROM t WHERE  d = 12345 AND\te = 'ö'  AND f"
+    lexed = tokenize(text)
+    assert lexed is not None
+    positions = frozenset({1, 2})
+    template, _, _ = lexed.render(positions)
+    for word in ("SELECT", "'ä  b'", "c", "FROM", "d", "AND", "e", "f"):
+        offset = len(
+            template[
+                : template.index(f" {word} ") + 1 if word not in ("SELECT", "f") else template.rindex(word)
+            ].encode()
+        )
+        origin = len(text.encode()[: lexed.origin(text, positions, offset)].decode())
+        assert text[origin:].startswith(word), word
+    assert lexed.origin(text, positions, 10_000) == 0
