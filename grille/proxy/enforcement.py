@@ -312,6 +312,8 @@ class Enforcement:
         The values are None where the client binds its own.  None: it has to be prepared with `prepare`, which tells
         what is wrong with it.  A hit parses no SQL and asks no policy engine.
         """
+        if len(text) > self._max_statement:
+            return None
         pdp = self._pdp()
         try:
             catalog = self._catalog()
