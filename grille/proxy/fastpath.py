@@ -1123,6 +1123,8 @@ class Lane:
         limits = prepared.limits
         values = item.values
         if plan.encode:
+            if prepared.understood.is_template:  # it was prepared with the constants of an earlier text
+                prepared = msgspec.structs.replace(prepared, constants=tuple(values))
             bound = _at_once(self.enforcement.bind(self._agent, prepared, formats, values))
             if bound is None:
                 return False
@@ -1177,7 +1179,7 @@ class Lane:
             shared = self._may_share(items)
             if self.units:
                 last = self.units[-1]
-                if not shared or last.pipe is None or last.pooled or last.local or last.pipe.lost or last.again:
+                if not shared or last.pipe is None or not last.pipe.shared or last.pipe.lost or last.again:
                     self._stop = True
                     return _BLOCKED
                 pipe: Pipe | None = last.pipe
@@ -1230,9 +1232,12 @@ class Lane:
 
     @staticmethod
     def _may_write(item: Item) -> bool:
-        """False for a write that may still be refused when it has run, or that returns rows: it cannot run again."""
+        """False for what cannot run again, and may have to: a write that may still be refused when it has run, or that
+        returns rows, and a read that is not pure."""
         plan = item.plan
-        return plan is None or not plan.writes or not (may_refuse(item.ready.prepared) or plan.returns_rows)
+        if plan is None or not plan.writes:
+            return plan is None or plan.pure
+        return not (may_refuse(item.ready.prepared) or plan.returns_rows)
 
     def _enter(self, items: list[Item]) -> bool:
         """Count the unit against its agent's limits.  False if the session has to refuse it."""
@@ -1421,7 +1426,7 @@ class Lane:
             self._judge(unit, pipe)
         if unit.again or self._failing:
             self._run_again(unit)
-        elif unit.releases and not unit.error:
+        elif unit.releases and (pipe.shared or not unit.error):
             self._decoding.append(unit)
             self.shared.release_later(unit)
         elif self._decoding:  # whether it may go on depends on those before it
@@ -1534,10 +1539,9 @@ class Lane:
         return portal
 
     def _failed_run(self, unit: Unit, item: Item) -> Run:
-        """The failed item as the session's own records know it, with the rows that the client gets all the same."""
+        """The failed item as the session's own records know it."""
         run = Run(self._portal(item))
         run.began, run.clock = unit.began, unit.clock
-        run.rows, run.bytes = len(item.body), item.nbytes
         if unit.sent_at:
             run.upstream = (unit.answered_at or time.perf_counter()) - unit.sent_at
         return run
@@ -1555,6 +1559,8 @@ class Lane:
         for item in unit.items[:count]:
             self._submit_event(unit, item, event_id(unit.began), "ok", unit.kept, now)
         if outcome is not None:
+            item = unit.items[unit.failed]
+            outcome.rows, outcome.bytes, outcome.decoded = len(item.body), item.nbytes, item.decoded
             try:
                 entry = split(self._event_of(outcome, unit.items[unit.failed]), self._services.worker)
             except ValueError as error:
