@@ -430,6 +430,8 @@ class Worker:
             metrics.pool.labels(name, "idle").set(counts.idle)
             metrics.pool.labels(name, "busy").set(counts.in_use)
             metrics.pool_waiting.labels(name).set(counts.waiting)
+        for name, pipes in self._pipes.items():
+            metrics.pool.labels(name, "shared").set(pipes.open)
         metrics.bundle_info.clear()
         metrics.bundle_info.labels(self._bundle.revision).set(1)
         metrics.bundle_last_success.set(self._bundle.last_success)

@@ -983,14 +983,27 @@ class Session:
         try:
             for end in _cuts(steps):
                 if not await self._send(steps[begin:end], sync=False):
+                    self._take_back(steps[end:], None)
                     return False
                 begin = end
             return await self._send(steps[begin:], sync=sync)
-        except Refusal:
+        except Refusal as refusal:
+            if not refusal.fatal and not isinstance(refusal, UpstreamLost):
+                self._take_back(steps[begin:], refusal)
             for step in reversed(steps[begin:]):
                 if step.undo is not None:
                     step.undo()
             raise
+
+    def _take_back(self, steps: Sequence[Step], refusal: Refusal | None) -> None:
+        """Forget the executions that upstream never saw; where an intent was kept, the refusal is its outcome."""
+        for step in steps:
+            if step.run is None:
+                continue
+            if step.run.intent:
+                step.run.refusal = refusal
+            else:
+                self.relay.runs.remove(step.run)
 
     async def _send(self, steps: list[Step], *, sync: bool) -> bool:
         relay = self.relay

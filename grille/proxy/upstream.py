@@ -680,6 +680,8 @@ class UpstreamPool:
         if connection is not None:
             self._hand_over(waiter, connection)
             return
+        while len(self._idle) > self._free:  # the place of the new one is taken already
+            self._idle.popleft().close()
         task = asyncio.get_running_loop().create_task(self._open(waiter))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -750,9 +752,6 @@ class UpstreamPool:
         return None
 
     async def _open(self, waiter: _Waiter) -> None:
-        # A task that has just opened one still counts as opening, so there may be nothing to close.
-        if self._idle and len(self._idle) + len(self._in_use) + len(self._opening) > self._database.pool_size:
-            self._idle.popleft().close()
         try:
             connection = await waiter.kind.open(self._database, waiter.profile)
         except BaseException as error:

@@ -1497,6 +1497,39 @@ async def test_upstream_dies_under_a_statement(world: World, text: str) -> None:
     assert rows(await client.query("SELECT 1")) == [(b"1",)]
 
 
+@pytest.mark.parametrize("level", ["process", "strict"])
+@pytest.mark.parametrize("extended", [False, True])
+async def test_a_statement_that_never_reached_the_database_is_not_recorded_as_done(
+    make_world: MakeWorld, level: str, extended: bool
+) -> None:
+    world = await make_world(writes=level, database={"pool_size": 1, "acquire_timeout": 0.05})
+    holder, client = await world.client(), await world.client()
+    await holder.query("BEGIN")
+    await holder.query("SELECT 1")
+    text = "INSERT INTO t VALUES (5000, 'x')"
+    unit = [Parse("", text), Bind("", ""), Execute(""), Sync()] if extended else [Query(text)]
+    messages = await client.ask(*unit)
+    assert error(messages)["C"] == "53300"
+    recorded = [(e.template, e.outcome.status, e.outcome.sqlstate) for e in world.statements() if e.outcome][2:]
+    wanted = [(text, "intent", ""), ("", "denied", "53300"), (text, "denied", "53300")]
+    assert recorded == (wanted if level == "strict" else [("", "denied", "53300")])
+    if level == "strict":
+        assert world.statements()[-1].intent == world.statements()[-3].id
+    await holder.query("COMMIT")
+    assert tags(await client.query("SELECT 2")) == ["SELECT 1"]
+
+
+async def test_what_is_behind_an_error_is_not_recorded_as_done(world: World) -> None:
+    """Also where the unit is sent in two parts, because a limit may still refuse the first statement."""
+    world.scripted.limits["SELECT 1/0"] = Limits(rows=5)
+    client = await world.client()
+    unit = [Parse("", "SELECT 1/0"), Bind("", ""), Execute("")]
+    unit += [Parse("", "INSERT INTO t VALUES (5000, 'x')"), Bind("", ""), Execute(""), Sync()]
+    assert error(await client.ask(*unit))["C"] == "22012"
+    assert [(e.template, e.outcome.status) for e in world.statements() if e.outcome] == [("SELECT 1/0", "error")]
+    assert world.direct("SELECT count(*) FROM t") == [(1000,)]
+
+
 async def test_upstream_dies_within_a_transaction(world: World) -> None:
     client = await world.client()
     await client.query("BEGIN")

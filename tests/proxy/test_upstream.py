@@ -754,6 +754,17 @@ async def test_a_failed_connection_gives_its_place_back(database: Database) -> N
         assert pool.counts.open == 0
 
 
+async def test_everybody_who_waits_is_told_that_the_database_is_away(database: Database) -> None:
+    """A place that a failed connection gives back goes to the next one, who finds out in turn."""
+    values = {name: getattr(database, name) for name in database.__struct_fields__}
+    async with pooled(Database(**{**values, "database": "nowhere", "pool_size": 2})) as pool:
+        async with asyncio.timeout(DEADLINE):
+            told = await asyncio.gather(*(pool.acquire() for _ in range(7)), return_exceptions=True)
+        assert [refusal.sqlstate for refusal in told if isinstance(refusal, Refusal)] == ["08006"] * 7
+        assert pool.counts.failed == 7
+        assert pool.counts.waiting == 0
+
+
 async def test_connections_are_lent_by_profile(database: Database) -> None:
     berlin = (("TimeZone", "Europe/Berlin"),)
     async with pooled(database) as pool:

@@ -202,7 +202,9 @@ class _Rewrite:
                 hint="Write the statement in a simpler form.",
             )
         types = (*self._types, *self._injected_types)
-        digest = hashlib.sha256(repr((sql, types)).encode()).hexdigest()
+        # Another catalogue, another name: a statement that was prepared before a change may not fit any more.
+        named_by = (sql, types, self._resolver.catalog.epoch)
+        digest = hashlib.sha256(repr(named_by).encode()).hexdigest()
         results = tuple(self._transform(output) for output in analysis.outputs)
         return Plan(
             sql=sql,

@@ -153,6 +153,15 @@ class Cluster:
         if self._owned:
             shutil.rmtree(self.directory, ignore_errors=True)
 
+    def restart(self, *, immediate: bool = False) -> None:
+        """Stop the server (``immediate``: as after a crash) and start it on the same data.  Raises `ClusterError`."""
+        process, self._process = self._process, None
+        if process is None:
+            raise ClusterError("PostgreSQL does not run")
+        process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+        process.wait(60)
+        self.start()
+
     @property
     def pid(self) -> int:
         """Process id of the postmaster."""
