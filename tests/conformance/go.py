@@ -32,7 +32,7 @@ def _build(module: str, version: str, directory: Path) -> None:
 def _test(directory: Path, scratch: Path, arguments: list[str], **names: str) -> Results:
     log = scratch / "log"
     begun = log.stat().st_size if log.exists() else 0
-    command = ["go", "test", "-json", "-count=1", "-p", "1", *arguments]
+    command = ["go", "test", "-json", "-count=1", "-timeout=30m", "-p", "1", *arguments]
     execute(command, log, cwd=directory / "source", environment=names)
     return outcomes(log.read_bytes()[begun:].decode(errors="replace"))
 
