@@ -23,6 +23,7 @@ REASONS: Final = {
     "tls-client": "the client itself behaves otherwise under TLS: a relay that only ends TLS shows the same",
     "direct-connection": "the test opens a connection of its own, without TLS or past the proxy",
     "identity-decides": "database and role come from the certificate, not from the client",
+    "proxy-answers": "Grille answers itself, by the protocol's rules, otherwise than this version of the server",
     "limit": "larger or longer than a configured limit",
     "intermittent": "fails now and then, directly as well or without a fault of the proxy that is known",
     "denied-by-design": "refused with a documented reason of docs/reference/errors.md",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tests.conformance.compare import Outcome, Results
 from tests.conformance.targets import SUPERUSER, SuiteError, Target
 from tests.conformance.tools import Suite, execute, must
 
+_TEMPORARY = re.compile(r"(/tmp/[A-Za-z]+)\d+")
+"""A directory of this run only, in the name of a subtest."""
 _OUTCOMES: dict[str, Outcome] = {"pass": "passed", "fail": "failed", "skip": "skipped"}
 
 
@@ -44,7 +47,7 @@ def outcomes(text: str) -> Results:
         event = json.loads(line) if line.startswith("{") else {}
         if "Test" not in event:
             continue
-        name = f"{event['Package']}.{event['Test']}"
+        name = _TEMPORARY.sub(r"\1", f"{event['Package']}.{event['Test']}")
         if event["Action"] == "run":
             results[name] = "failed"
         elif event["Action"] in _OUTCOMES:

@@ -137,6 +137,7 @@ database = {json.dumps(database)}
 role = {json.dumps(role)}
 tls = "off"
 pool_size = 90
+connect_timeout = 60
 statement_timeout = 600
 {"passthrough = true" if policy == "passthrough" else ""}
 """

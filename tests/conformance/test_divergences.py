@@ -114,6 +114,7 @@ go: downloading a module
 {"Action":"run","Package":"p","Test":"B/sub"}
 {"Action":"skip","Package":"p","Test":"B/sub","Elapsed":0.1}
 {"Action":"run","Package":"p","Test":"C"}
+{"Action":"pass","Package":"p","Test":"D/file='/tmp/TestD42/001/x'"}
 {"Action":"fail","Package":"p","Elapsed":1}
 """
 RUST_OUTPUT = """\
@@ -136,7 +137,8 @@ def test_outcomes_are_read() -> None:
         "test_setup": "passed", "boolean": "passed", "random": "failed", "copy": "failed", "tablespace": "failed",
         "connect/test5": "failed",
     }  # fmt: skip
-    assert go_outcomes(GO_OUTPUT) == {"p.A": "passed", "p.B": "failed", "p.B/sub": "skipped", "p.C": "failed"}
+    assert go_outcomes(GO_OUTPUT) == {"p.A": "passed", "p.B": "failed", "p.B/sub": "skipped", "p.C": "failed",
+                                       "p.D/file='/tmp/TestD/001/x'": "passed"}  # fmt: skip
     assert rust_outcomes(RUST_OUTPUT) == {
         "binary_copy::read_basic": "passed", "types::test_bool_params": "failed", "runtime::unix_socket": "skipped",
     }  # fmt: skip
