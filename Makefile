@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build lock clean
+.PHONY: help demo test lint build conformance lock clean
 
 # The hot path: one source, compiled by Cython where there is a compiler.  GRILLE_PLAIN=1 runs the source.
 HOT := $(addprefix grille/,$(addsuffix .py,protocols/postgres/framing protocols/postgres/messages \
@@ -17,7 +17,7 @@ COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,6 +45,9 @@ build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it say
 		echo "no C compiler with Python's headers: the pure-Python build stays in use"; \
 	fi
 	@$(BIN)/python -c "import grille; print('build:', grille.build())"
+
+conformance: $(VENV)/.dev  ## SUITE=name [POLICY=passthrough|governed]: other people's tests, directly and through Grille
+	$(BIN)/python -m tests.conformance $(SUITE) --policy $(or $(POLICY),passthrough)
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
