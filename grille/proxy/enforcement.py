@@ -110,6 +110,10 @@ class Lru(Generic[K, V]):
         self._entries.move_to_end(key)
         return found
 
+    def peek(self, key: K) -> V | None:
+        """`get`, without noting that it was used."""
+        return self._entries.get(key)
+
     def put(self, key: K, value: V, weight: int = 0) -> None:
         if self._size <= 0 or (self._limit is not None and weight > self._limit):
             return
@@ -322,7 +326,7 @@ class Enforcement:
         parts = lexer.cut(text) if not types else None
         if parts is not None and parts[1] and len(parts[1]) <= MAX_CONSTANTS:
             pieces, classes, constants = parts
-            shape = self._shapes.get((pieces, classes))
+            shape = self._shapes.peek((pieces, classes))
             if shape is None:
                 shape = self._shape(text)
                 self._shapes.put((pieces, classes), shape, len(text))
@@ -332,7 +336,7 @@ class Enforcement:
                 values = [value[1:-1] if value[0] == _QUOTE else value for n in shape.taken if (value := constants[n])]
         else:
             key = (agent.fingerprint, text, types)
-        found = self._ready.get(key)
+        found = self._ready.peek(key)
         if found is None or time.monotonic() >= found.expires:
             found = self._make_ready(agent, text, types, values)
             if found is None:

@@ -78,6 +78,7 @@ cdef class Unit:
     cdef public object timer
     cdef public str status
     cdef public int unkept
+    cdef public bint ended
     cdef public bint decoded
     cdef public bint over
     cdef public long nbytes
@@ -140,8 +141,10 @@ cdef class Lane:
     cdef bint _entered
     cdef bint _closed
     cdef set _learned
+    cdef object _settings
+    cdef tuple _server_settings
     cdef dict _pieces
-    cdef object _pieces_of
+    cdef tuple _pieces_of
 
     cpdef void received(self, bytes data) except *
     @cython.locals(position=Py_ssize_t, size=Py_ssize_t, taken=Py_ssize_t)

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from grille.proxy.config import Database
     from grille.proxy.enforcement import Enforcement, Ready
     from grille.proxy.session import Session
+    from grille.proxy.startup import Settings
 
 MAX_UNIT_BYTES: Final = 64 * 1024
 MAX_STATEMENTS: Final = 64
@@ -153,6 +154,10 @@ class Turn:
         if not self._waiting:
             self._loop.call_soon(self._end)
         self._waiting.append(sender)
+
+    def later(self, callback: Callable[[UpstreamLost], None], lost: UpstreamLost) -> None:
+        """Call this in another turn."""
+        self._loop.call_soon(callback, lost)
 
     def _end(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -312,6 +317,8 @@ class Unit:
         """Transaction status that the client is told."""
         self.unkept = 0
         """Events that are not kept yet."""
+        self.ended = False
+        """The database has answered it, or never will."""
         self.decoded = False
         """Its rows are transformed, or need not be."""
         self.over = False
@@ -323,7 +330,7 @@ class Unit:
     # replies, called by the pipe
 
     def reply(self, kind: int, payload: bytes, number: int, message: bytes) -> None:
-        """One reply to one of its requests; ``message`` is the whole of it."""
+        """One reply to one of its requests; ``message`` is the whole of it, ``payload`` is empty for a row."""
         if number < 0:  # the fused BEGIN
             if kind == _ERROR:
                 self.error = payload
@@ -342,14 +349,14 @@ class Unit:
             if item.row_limit and item.rows >= item.row_limit:
                 self.give_up()
             elif item.transformed:
-                row = list(decode_data_row(payload))
+                row = list(decode_data_row(message[5:]))
                 del row[: item.hidden]
                 item.to_release.append(row)
                 self.releases = True
-                self.nbytes += len(payload)
+                self.nbytes += len(message)
             else:
                 if item.hidden:
-                    message = visible_row(payload, item.hidden)
+                    message = visible_row(message[5:], item.hidden)
                 size = len(message)
                 item.nbytes += size
                 self.nbytes += size
@@ -366,11 +373,10 @@ class Unit:
             else:
                 item.head = item.says
         elif kind == _COMMAND_COMPLETE:
-            complete = CommandComplete.decode(payload)
-            item.tag = complete.tag
+            item.tag, rows = _read_tag(payload)
             item.tail = message
             if item.ready.writes:
-                item.rows = complete.rows
+                item.rows = rows
         elif kind == _ROW_DESCRIPTION:
             if item.describe and not item.swallow:
                 item.head += visible_columns(payload, item.hidden)
@@ -396,6 +402,8 @@ class Unit:
             item.ready.private_until = until
             if not self.suspended:
                 item.ready.large_until = until
+        if self.pooled:  # it would go on for a long time, and nobody wants the rest
+            self.cancel()
 
     def clear(self) -> None:
         """Give the client nothing of what came back."""
@@ -407,6 +415,7 @@ class Unit:
 
     def finished(self, status: str) -> None:
         """ReadyForQuery has arrived: the outcome is known."""
+        self.ended = True
         self.answered_at = time.perf_counter()
         if self.timer is not None:
             self.timer.cancel()
@@ -415,6 +424,9 @@ class Unit:
 
     def lost(self, lost: UpstreamLost) -> None:
         """The connection is gone before the outcome was known."""
+        if self.ended:
+            return
+        self.ended = True
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -511,7 +523,8 @@ class Pipe:
         """Send a unit with its Sync; its `reply` and `finished`, or `lost`, are called from here on."""
         if self.lost or self.connection.lost:
             self._die("closed by the server")
-            unit.lost(UpstreamLost("closed by the server"))
+            # Not at once: whoever sends has not yet moved on from what it sends.
+            self._turn.later(unit.lost, UpstreamLost("closed by the server"))
             return
         self._stream.tap = self
         self._pipeline.sent(expectations)
@@ -571,7 +584,7 @@ class Pipe:
     def _message(self, kind: int, message: bytes) -> None:
         if kind == _NOTICE:
             return
-        payload = message[5:]
+        payload = b"" if kind == _DATA_ROW else message[5:]
         if kind == _PARAMETER_STATUS:
             self.connection.watch(ParameterStatus.decode(payload))
             return
@@ -855,8 +868,10 @@ class Lane:
         """The agent's running statements count this session."""
         self._closed = False
         self._learned: set[Ready] = set()
+        self._settings: Settings | None = None
+        self._server_settings: Profile = ()
         self._pieces: dict[str, bytes] = {}
-        self._pieces_of: object = None
+        self._pieces_of: tuple[object, object] = (None, None)
 
     # the session's side
 
@@ -891,7 +906,7 @@ class Lane:
             if pipe is None or pipe.shared or unit.answered_at:
                 continue
             pipe.abandon()
-            self.lost(unit, UpstreamLost("the client has left"))
+            unit.lost(UpstreamLost("the client has left"))
 
     def patience(self) -> float | None:
         """How long in seconds the session's next statement may wait for a connection; None: as long as any."""
@@ -1184,7 +1199,7 @@ class Lane:
                     return _BLOCKED
                 pipe: Pipe | None = last.pipe
             else:
-                pipe = self.shared.choose(session.settings.for_server()) if shared else None
+                pipe = self.shared.choose(self._profile()) if shared else None
             if pipe is not None:
                 if not self.shared.enter(pipe, self._spiffe_id):
                     self._waiting = True
@@ -1216,6 +1231,13 @@ class Lane:
         self._begin(unit)
         self._intend(unit)
         return _TAKEN
+
+    def _profile(self) -> Profile:
+        settings = self.session.settings
+        if settings is not self._settings:
+            self._settings = settings
+            self._server_settings = settings.for_server()
+        return self._server_settings
 
     @staticmethod
     def _may_share(items: list[Item]) -> bool:
@@ -1300,7 +1322,7 @@ class Lane:
                     session.hold(connection)
                 self._own(unit, connection)
 
-        self._pool.lend(lent, profile=session.settings.for_server(), borrower=self._spiffe_id)
+        self._pool.lend(lent, profile=self._profile(), borrower=self._spiffe_id)
 
     def _own(self, unit: Unit, connection: UpstreamConnection) -> None:
         """Send a unit on a connection that is its own, or its session's."""
@@ -1422,7 +1444,7 @@ class Lane:
         if unit.cancelled and not unit.error:
             unit.error = _CANCELLED
             unit.clear()
-        if unit.error:
+        if unit.error and not unit.again:
             self._judge(unit, pipe)
         if unit.again or self._failing:
             self._run_again(unit)
@@ -1492,6 +1514,7 @@ class Lane:
         if (unit.pooled or (pipe is not None and pipe.shared)) and not writes and not self._closed:
             self._run_again(unit)
             return
+        unit.clear()
         unit.failed = 0
         unit.error = _LOST
         unit.fields = refusal_fields(lost)
@@ -1618,10 +1641,9 @@ class Lane:
     def _piece(self, level: Level) -> bytes:
         """What is the same in all events of the session."""
         session = self.session
-        of = (session.settings, session.chain)
-        if of != self._pieces_of:
+        if session.settings is not self._pieces_of[0] or session.chain is not self._pieces_of[1]:
             self._pieces.clear()
-            self._pieces_of = of
+            self._pieces_of = (session.settings, session.chain)
         found = self._pieces.get(level)
         if found is None:
             found = self._pieces[level] = session.event_piece(level)
@@ -1789,6 +1811,13 @@ def _values(values: Sequence[bytes | None], tail: bytes, added: int) -> bytes:
         parts.append(_NULL if value is None else _INT32.pack(len(value)) + value)
     parts.append(tail)
     return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_tag(payload: bytes) -> tuple[str, int]:
+    """Command tag and number of rows of a CommandComplete.  Raises ProtocolViolation."""
+    complete = CommandComplete.decode(payload)
+    return complete.tag, complete.rows
 
 
 def _bind_message(name: str, wire: bytes) -> bytes:

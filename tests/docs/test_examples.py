@@ -42,7 +42,7 @@ from grille.proxy.cli import parser
 from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster
 from grille.proxy.demo.config_files import FRAUD, SERVICE
-from grille.proxy.enforcement import Enforcement, policy_input
+from grille.proxy.enforcement import CONNECT, Enforcement, policy_input
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.startup import cut_comment
 from grille.tokenization.embedded import EmbeddedProvider
@@ -229,6 +229,11 @@ def test_the_question_has_the_keys_that_are_sent() -> None:
     sent = msgspec.json.decode(msgspec.json.encode(policy_input(agent("service"), operation)))
     assert shown["operation"] == sent["operation"]
     assert {name: set(part) for name, part in shown.items()} == {name: set(part) for name, part in sent.items()}
+
+
+def test_the_question_about_a_session_is_the_one_that_is_asked() -> None:
+    shown = msgspec.convert(msgspec.json.decode(checked("connect").text), Operation)
+    assert shown == CONNECT
 
 
 def test_the_answer_is_a_decision() -> None:

@@ -163,6 +163,7 @@ _FIRST: Final = tuple(int(_FIRST_STAGE.get(request, 0)) for request in [0, *Requ
 _NEXT: Final[tuple[dict[int, int], ...]] = tuple(
     {kind: int(after) for kind, after in _TABLE.get(stage, {}).items()} for stage in [0, *_Stage]
 )
+_STATUS: Final[dict[bytes, TransactionStatus]] = {b"I": "I", b"T": "T", b"E": "E"}
 _DONE: Final = int(_Stage.DONE)
 _AFTER_ERROR: Final = int(_Stage.SYNC_AFTER_ERROR)
 _QUERY_AFTER_ERROR: Final = int(_Stage.QUERY_AFTER_ERROR)
@@ -224,7 +225,7 @@ class Pipeline:
         if after is None:
             raise UnexpectedReply(kind, expectation.request)
         if kind == READY_FOR_QUERY:
-            self.status = ReadyForQuery.decode(payload).status
+            self.status = _STATUS.get(payload) or ReadyForQuery.decode(payload).status
         elif after == _COPY_IN:
             # The server reads the Sync behind this Execute as a part of the COPY, and ignores it there.
             while len(queue) > 1 and queue[1].request == _SYNC:
