@@ -1177,7 +1177,7 @@ class Lane:
             shared = self._may_share(items)
             if self.units:
                 last = self.units[-1]
-                if not shared or last.pipe is None or last.pooled or last.local or last.pipe.lost or last.again:
+                if not shared or last.pipe is None or not last.pipe.shared or last.pipe.lost or last.again:
                     self._stop = True
                     return _BLOCKED
                 pipe: Pipe | None = last.pipe

@@ -4,7 +4,7 @@ The database's end speaks the backend protocol over transports in memory; time i
 it answers carries a tag of its agent and statement, so a misrouted byte is seen.  Pool, pipes, sessions and recorder
 are the real ones; decisions are scripted, the texts are words that this database understands:
 
-    echo 'x'    one row              rows 'x'    three rows            large 'x'   2,000 rows
+    echo 'x'    one row              rows 'x'    three rows            large 'x'   2,000 rows (many: 12)
     fail 'x'    an error             half 'x'    a row, then an error  late 'x'    an error at Sync
     slow 'x'    57014 on a pipe      locked 'x'  55P03 on a pipe       retry 'x'   40001 on a pipe
     insert 'x'  a write              hidden 'x'  with a notice         open 'x'    leaves a transaction open on a pipe
@@ -16,6 +16,7 @@ import asyncio
 import datetime as dt
 import itertools
 import os
+import random
 import re
 import selectors
 import struct
@@ -191,7 +192,7 @@ def error_message(code: str, text: str, severity: str = "ERROR", routine: str = 
 
 SETTINGS = {"client_encoding": "UTF8", "standard_conforming_strings": "on", "integer_datetimes": "on",
             "TimeZone": "UTC", "server_version": "18.6"}  # fmt: skip
-ROWS = {"echo": 1, "rows": 3, "late": 1, "slow": 1, "locked": 1, "large": 2000, "open": 1, "hidden": 1, "half": 1,
+ROWS = {"echo": 1, "rows": 3, "late": 1, "slow": 1, "locked": 1, "large": 2000, "many": 12, "open": 1, "hidden": 1, "half": 1,
         "token": 1, "retry": 1}  # fmt: skip
 
 EVENTS = ("error", "stray error", "notice", "parameter", "same parameter", "notification", "unexpected", "transaction",
@@ -268,15 +269,13 @@ class Backend:
         count = len(self.out) if count is None else count
         data = b"".join(self.out[:count])
         del self.out[:count]
+        data, lost, _ = data.partition(LOST)
         while data:
             size = next(sizes) if sizes is not None else len(data)
-            piece, data = data[:size], data[size:]
-            if piece == LOST:
-                self.wire.lose()
-                return
-            if piece.endswith(LOST):
-                piece, data = piece[: -len(LOST)], LOST
-            self.wire.deliver(piece)
+            self.wire.deliver(data[:size])
+            data = data[size:]
+        if lost:
+            self.wire.lose()
 
     def lose(self) -> None:
         """Close."""
@@ -866,7 +865,9 @@ def extended(word: str, tag: str) -> Unit:
         each.encode()
         for each in (Parse("", f"{word} $1"), Bind("", "", (), (tag.encode(),)), Describe("P", ""), Execute(""))
     )
-    return Unit(data + SYNC, f"1 2 {_reply(word, tag, described=True)} Z", ((word, tag),))
+    return Unit(
+        data + SYNC, f"1 2 {'n ' if word == 'insert' else ''}{_reply(word, tag, described=True)} Z", ((word, tag),)
+    )
 
 
 def bound(*items: tuple[str, str]) -> Unit:
@@ -1380,6 +1381,26 @@ def test_order(lab: Lab) -> None:
     lab.run(play)
 
 
+def test_what_follows_a_transaction_is_not_sent_on_its_connection(lab: Lab) -> None:
+    """COMMIT is answered and its connection given back, but its event is not kept yet: the next read comes then."""
+
+    async def play(world: World) -> None:
+        client = await world.client("A")
+        await client.ask(Query("begin"))
+        await client.ask(Query("insert 'A0'"))
+        world.bank.hold_private = True
+        client.send(Query("commit"))
+        await world.loop.settle()
+        (private,) = world.bank.private
+        private.pump()
+        client.send(simple("echo", "A1").data)  # in the same turn
+        await world.finish()
+        assert [shown(unit) for unit in client.take()] == ["C Z", "T D:A1 C Z"]
+        assert world.bank.executed[-1] == ("echo", "A1", True)
+
+    lab.run(play)
+
+
 def test_implicit_transaction(lab: Lab) -> None:
     """A unit is forwarded when it is whole, not before: what another client sends cannot come between."""
 
@@ -1732,3 +1753,120 @@ def test_a_row_limit(lab: Lab) -> None:
         assert shown(second) == "T D:A2 C Z"
 
     lab.run(play)
+
+
+# generated runs
+
+
+def generated(source: random.Random, name: str) -> list[Unit]:
+    """Some units of one agent, of every kind, transactions among them."""
+    units: list[Unit] = []
+    number = itertools.count()
+
+    def one() -> Unit:
+        tag = f"{name}{next(number)}"
+        word = source.choice(
+            ("echo", "echo", "echo", "rows", "hidden", "fail", "half", "late", "slow", "locked", "retry", "many",
+             "token", "bad", "insert", "open")
+        )  # fmt: skip
+        if word == "bad":
+            return Unit(simple("token", f"{tag}bad").data, "T E:XX001 Z", (("token", f"{tag}bad"),))
+        if word in ("rows", "echo") and source.random() < 0.4:
+            items = [(source.choice(("echo", "rows")), f"{tag}.{n}") for n in range(source.randint(1, 3))]
+            return bound(*items)
+        return (simple if source.random() < 0.6 else extended)(word, tag)
+
+    while len(units) < source.randint(2, 12):
+        if source.random() < 0.15:
+            units.append(Unit(Query("begin").encode(), "C ZT", ()))
+            for _ in range(source.randint(0, 2)):
+                inner = simple(source.choice(("echo", "rows", "insert")), f"{name}{next(number)}")
+                units.append(inner._replace(expect=inner.expect + "T"))
+            units.append(Unit(Query(source.choice(("commit", "rollback"))).encode(), "C Z", ()))
+        else:
+            units.append(one())
+    return units
+
+
+def pieces(source: random.Random) -> Iterator[int]:
+    """Sizes in which bytes arrive."""
+    style = source.choice((1, 7, 60, 5000))
+    while True:
+        yield source.randint(1, style)
+
+
+async def play_generated(world: World, seed: int) -> None:
+    source = random.Random(seed)
+    world.scripted.plans["token"] = {"results": (Transform(None, None),)}
+    names = "ABCD"
+    plans = {name: generated(source, name) for name in names}
+    world.scripted.unfit = {tag for units in plans.values() for unit in units for _, tag in unit.items if "bad" in tag}
+    clients = {name: await world.client(name, "echo", "rows") for name in names}
+    world.recorder.entries.clear()
+    event = None
+    if source.random() < 0.7:
+        event = source.choice(EVENTS)
+        world.bank.event = source.randrange(60), event
+    world.bank.hold_private = source.random() < 0.5
+    data = {name: b"".join(unit.data for unit in units) for name, units in plans.items()}
+    depth = source.choice((20, 200, 100_000))
+    sizes = {name: pieces(source) for name in names}
+    upstream_sizes = pieces(source)
+    while any(data.values()):
+        name = source.choice([name for name, rest in data.items() if rest])
+        size = source.randint(1, depth)
+        clients[name].send(data[name][:size], sizes=sizes[name])
+        data[name] = data[name][size:]
+        if source.random() < 0.5:
+            await world.loop.settle()
+        for backend in world.bank.waiting:
+            if source.random() < 0.4:
+                backend.pump(source.randint(1, 8), upstream_sizes)
+    world.bank.hold_private = False
+    await world.finish()
+    happened = event if event is not None and world.bank.event is None else None
+    for name, client in clients.items():
+        check(client, plans[name], happened)
+    check_generated_events(world, [unit for units in plans.values() for unit in units], happened)
+    assert not world.pipes.in_flight
+    assert world.pool.counts.in_use == 0
+    world.bank.event = None
+    for name, client in clients.items():
+        assert shown(await client.ask(Query(f"echo 'end{name}'"))) == f"T D:end{name} C Z"
+
+
+def check_generated_events(world: World, units: Sequence[Unit], event: str | None) -> None:
+    """Exactly one event tells the outcome of each execution that was answered; it has at most one intent."""
+    open_ = Counter(tag for unit in units for _, tag in unit.items)
+    intents: set[str] = set()
+    told: set[str] = set()
+    for kept in world.recorder.events:
+        if not kept.values:
+            continue  # BEGIN, COMMIT, ROLLBACK
+        (value,) = kept.values
+        assert kept.outcome is not None
+        if kept.outcome.status == "intent":
+            intents.add(kept.id)
+            continue
+        if kept.intent:
+            assert kept.intent in intents
+            assert kept.intent not in told
+            told.add(kept.intent)
+        (tag,) = [tag for tag in open_ if reveals(value, tag.encode())]
+        open_[tag] -= 1
+        assert open_[tag] == 0, f"two outcomes of {tag}"
+    assert intents == told
+    if event not in ("error", "stray error"):
+        assert not +open_, f"not recorded: {+open_}"
+
+
+def test_generated_runs_of_four_agents(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random units, pipelining, chunks on both sides, and one event."""
+    monkeypatch.setattr(fastpath, "PIPE_ROWS", 10)
+    first = int(os.environ.get("GRILLE_SEED", "1"))
+    for seed in range(first, first + (100_000 if LONG else 100)):
+        try:
+            lab.run(lambda world, seed=seed: play_generated(world, seed))  # type: ignore[misc]
+        except BaseException:
+            print(f"GRILLE_SEED={seed}")  # noqa: T201
+            raise
