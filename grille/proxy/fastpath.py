@@ -1123,6 +1123,8 @@ class Lane:
         limits = prepared.limits
         values = item.values
         if plan.encode:
+            if prepared.understood.is_template:  # it was prepared with the constants of an earlier text
+                prepared = msgspec.structs.replace(prepared, constants=tuple(values))
             bound = _at_once(self.enforcement.bind(self._agent, prepared, formats, values))
             if bound is None:
                 return False

@@ -49,7 +49,7 @@ from grille.protocols.postgres.messages import (
     decode_data_row,
     encode_data_row,
 )
-from grille.protocols.postgres.rewrite import Plan, Transform
+from grille.protocols.postgres.rewrite import EncodeSlot, Plan, Transform
 from grille.protocols.postgres.statement import SessionCommand
 from grille.proxy import fastpath, upstream
 from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
@@ -1751,6 +1751,19 @@ def test_a_row_limit(lab: Lab) -> None:
         first, second = client.take()
         assert shown(first).endswith("E:53400 Z") or shown(first).endswith("E:54000 Z"), shown(first)
         assert shown(second) == "T D:A2 C Z"
+
+    lab.run(play)
+
+
+def test_values_that_are_tokenized_are_those_of_the_text(lab: Lab) -> None:
+    """Texts that differ in constants share one entry, which was made for the constants of the first."""
+
+    async def play(world: World) -> None:
+        world.scripted.plans["echo"] = {"encode": (EncodeSlot(0, "card"),)}
+        client = await world.client("A")
+        for n in range(3):
+            assert shown(await client.ask(Query(f"echo 'A{n}'"))) == f"T D:A{n} C Z"
+        assert all(shared for _, _, shared in world.bank.executed)
 
     lab.run(play)
 
