@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grille.protocols.postgres.lexer import Lexed, tokenize
+from grille.protocols.postgres.lexer import Lexed, cut, cut_places, tokenize
 
 ATOMS = [
     *(
@@ -245,3 +245,128 @@ def test_the_place_of_a_template_s_token_in_its_text() -> None:
         origin = len(text.encode()[: lexed.origin(text, positions, offset)].decode())
         assert text[origin:].startswith(word), word
     assert lexed.origin(text, positions, 10_000) == 0
+
+
+# cut: the constants without the tokens
+
+PLAIN = [
+    "0", "1", "007", "12", "2147483647", "2147483648", "999999999999999999", "''", "'x'", "'a b'", "'0042'", "'(1'",
+    "');'", "' OR 1 = 1 ;'", "'\"'", "'\"q\"'", "'a,b'", "'::int'", "'E'", "'x = 1'", "' -'", "'- '", "'*/'", "'/ *'",
+    "'&'", "'U&'", "'now'", "'null'", "'%'", "'[1]'", "'.'", "'..'", "'1e5'", "'?'", "'@'", "'`'", "'{'", "'~'",
+]  # fmt: skip
+AROUND = [*ATOMS, *("a = ", "b <", "(", ", ", " ", "\n", "é", "'é'", "'é ", "' ,", " '", "= '", "' ", "x ", "\x0c")]
+
+
+def same_shape(text: str, other: str) -> bool:
+    """Assert that two texts which `cut` takes for one shape have the same tokens but for the constants it cuts, if the
+    lexer and `cut_places` accept one of them; False if neither is accepted, or the shapes differ."""
+    first, second = cut(text.encode()), cut(other.encode())
+    if first is None or second is None or first[:2] != second[:2]:
+        return False
+    lexed = tokenize(text)
+    places = cut_places(text.encode(), lexed) if lexed is not None else None
+    if lexed is None or places is None:
+        return False
+    again = tokenize(other)
+    assert again is not None, (text, other)
+    assert again.key == lexed.key, (text, other)
+    assert scanned(other) == list(again.tokens), other
+    assert cut_places(other.encode(), again) == places, (text, other)
+    kept = {lexed.constants[place].token for place in places.values()}
+    for index, (one, two) in enumerate(zip(lexed.tokens, again.tokens, strict=True)):
+        assert index in kept or one == two, (text, other)
+    for number, place in places.items():
+        assert lexed.tokens[lexed.constants[place].token].encode() == first[2][number]
+        assert again.tokens[again.constants[place].token].encode() == second[2][number]
+        value = second[2][number].decode()
+        assert again.constants[place].value == (value[1:-1] if value[0] == "'" else value)
+    return True
+
+
+def test_texts_of_one_shape_differ_in_their_constants_only() -> None:
+    """Hostile surroundings, and every place that `cut` found filled with other constants of the same class."""
+    source = random.Random(20261125)
+    accepted = 0
+    for _ in range(100_000):
+        text = source.choice(("", " ")).join(
+            source.choice(PLAIN) if source.random() < 0.3 else source.choice(AROUND)
+            for _ in range(source.randint(1, 10))
+        )
+        parts = cut(text.encode())
+        if parts is None or not parts[1]:
+            continue
+        pieces, _classes, constants = parts
+        filled = [pieces[0].decode()]
+        for constant, piece in zip(constants, pieces[1:], strict=True):
+            new = source.choice(PLAIN)
+            if (new[0] == "'") != (constant[:1] == b"'"):
+                new = constant.decode()
+            filled += [new, piece.decode()]
+        accepted += same_shape(text, "".join(filled)) + same_shape("".join(filled), text)
+    assert accepted > 4_000, accepted
+
+
+def test_colliding_texts_have_one_structure() -> None:
+    """Short texts over the awkward characters, all pairs of those that `cut` takes for the same."""
+    source = random.Random(7)
+    by_shape: dict[object, set[str]] = {}
+    for _ in range(300_000):
+        text = "".join(source.choices(" ' 1,=(é\"xE-&;$", k=source.randint(3, 12)))
+        parts = cut(text.encode())
+        if parts is not None and parts[1]:
+            by_shape.setdefault(parts[:2], set()).add(text)
+    accepted = 0
+    for texts in by_shape.values():
+        some = sorted(texts)[:12]
+        for text in some:
+            for other in some:
+                if text != other:
+                    accepted += same_shape(text, other)
+    assert accepted > 1_000, accepted
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_a_value_that_is_cut_never_becomes_structure(value: str) -> None:
+    quoted = value.replace("'", "''")
+    known = cut(b"SELECT a FROM t WHERE b = 'x' AND c = 5")
+    parts = cut(f"SELECT a FROM t WHERE b = '{quoted}' AND c = 5".encode())
+    assert known is not None
+    if parts is not None and parts[:2] == known[:2]:
+        assert parts[2] == [f"'{value}'".encode(), b"5"]
+        assert not set(value) & set("'\\$")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELECT 1 -- x", "SELECT '--'", "SELECT /* 1 */ 2", "SELECT '/*'"],
+)
+def test_a_comment_is_not_cut(text: str) -> None:
+    assert cut(text.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 'é' , 'x'",  # the first is not cut
+        "SELECT E'a' , 'x'", "SELECT a$1 , 'x'", "SELECT 'it''s' , 'x'", "SELECT -1 , 1.5 , 2", "SELECT a1 , 1a , 1",
+        "SELECT 1234567890123456789 , 1", "SELECT x'1' , 1", "SELECT b.1 , 1", "SELECT 1_0 , 1", "SELECT '\\' , 1",
+    ],
+)  # fmt: skip
+def test_only_plain_constants_are_cut(text: str) -> None:
+    parts = cut(text.encode())
+    assert parts is not None
+    assert len(parts[2]) == 1, parts
+
+
+def test_the_class_that_is_cut_is_the_lexers() -> None:
+    for digits in (*PLAIN[:7], "4294967295", "000000000000000001", "000002147483648", "100000000000000000"):
+        parts, lexed = cut(f"SELECT {digits}".encode()), tokenize(f"SELECT {digits}")
+        assert parts is not None
+        assert lexed is not None
+        assert {b"4": "INT4", b"8": "INT8"}[parts[1]] == lexed.constants[0].kind, digits
+
+
+def test_cut_takes_linear_time() -> None:
+    for text in ("SELECT '" + "x" * 400_000, "SELECT 1" + "1" * 400_000, "= '" * 100_000, "(1 " * 100_000):
+        cut(text.encode())
