@@ -315,7 +315,7 @@ class Enforcement:
         The values are None where the client binds its own.  None: it has to be prepared with `prepare`, which tells
         what is wrong with it.  A hit parses no SQL and asks no policy engine.
         """
-        if not self.renew():
+        if len(text) > self._max_statement or not self.renew():
             return None
         values: list[bytes | None] | None = None
         found: Ready | None

@@ -1423,7 +1423,7 @@ class Lane:
             self._judge(unit, pipe)
         if unit.again or self._failing:
             self._run_again(unit)
-        elif unit.releases and not unit.error:
+        elif unit.releases and (pipe.shared or not unit.error):
             self._decoding.append(unit)
             self.shared.release_later(unit)
         elif self._decoding:  # whether it may go on depends on those before it
@@ -1536,10 +1536,9 @@ class Lane:
         return portal
 
     def _failed_run(self, unit: Unit, item: Item) -> Run:
-        """The failed item as the session's own records know it, with the rows that the client gets all the same."""
+        """The failed item as the session's own records know it."""
         run = Run(self._portal(item))
         run.began, run.clock = unit.began, unit.clock
-        run.rows, run.bytes = len(item.body), item.nbytes
         if unit.sent_at:
             run.upstream = (unit.answered_at or time.perf_counter()) - unit.sent_at
         return run
@@ -1557,6 +1556,8 @@ class Lane:
         for item in unit.items[:count]:
             self._submit_event(unit, item, event_id(unit.began), "ok", unit.kept, now)
         if outcome is not None:
+            item = unit.items[unit.failed]
+            outcome.rows, outcome.bytes, outcome.decoded = len(item.body), item.nbytes, item.decoded
             try:
                 entry = split(self._event_of(outcome, unit.items[unit.failed]), self._services.worker)
             except ValueError as error:

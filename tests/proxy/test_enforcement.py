@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
+import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -584,3 +587,140 @@ async def test_forbidden_and_missing_relations_cannot_be_told_apart(enforcement:
         refusal = refused.value
         told.add((refusal.sqlstate, refusal.message.replace(name, "?"), refusal.hint, refusal.position))
     assert len(told) == 1
+
+
+# what the fast path looks up
+
+SLOTS = {
+    "%s": ["''", "'x'", "'0042'", "'a b'", "') OR (1 = 1'", "'; DROP TABLE x;'", "'\"'", "'::int'", "'é'", "'it''s'",
+           "' '", "'now'", "'null'", "'%'", "'1'", "'5'", "'$1'", "'a,b'", "'- 5'", "'{1}'", "'good'", "'2020-01-01'"],
+    "%d": ["0", "1", "2", "5", "007", "12", "100", "2147483647", "2147483648", "4294967296", "999999999999999999",
+           "9223372036854775807", "9223372036854775808", "1.5", "1.0", "3", "4", "6", "7", "8", "-1", "- 5"],
+}  # fmt: skip
+COLUMNS = [("name", "%s"), ("branch", "%s"), ("id", "%d"), ("score", "%d"), ("ssn", "%s"), ("email", "%s"),
+           ("card_number", "%s"), ("created", "%s"), ("mood", "%s")]  # fmt: skip
+
+
+def _corpus() -> list[str]:
+    """Statements with slots for constants, taken and kept ones, alone and beside each other."""
+    found = []
+    for column, slot in COLUMNS:
+        for operator in ("=", "<>", "<", ">=", "IN"):
+            value = f"({slot}, {slot})" if operator == "IN" else slot
+            found.append(f"SELECT id, name FROM customers WHERE {column} {operator} {value}")
+            found.append(f"SELECT id FROM customers WHERE id = %d AND {column} {operator} {value}")
+            found.append(f"SELECT %s AS a, %d AS b FROM customers WHERE {column} {operator} {value} LIMIT %d")
+            found.append(f"SELECT id, score FROM customers WHERE {column} {operator} {value} ORDER BY 1, %d")
+        found += [
+            f"SELECT id FROM customers WHERE {column} BETWEEN {slot} AND {slot}",
+            f"SELECT id FROM customers WHERE {slot} = {column}",
+            f"SELECT id FROM customers WHERE {column}={slot}",
+            f"SELECT id FROM customers WHERE({column} = {slot})",
+            f"SELECT id FROM customers WHERE {column} = {slot};",
+            f"SELECT id FROM customers WHERE {column} = {slot} OFFSET %d",
+            f"SELECT id, coalesce(name, %s) FROM customers WHERE {column} = {slot}",
+            f"SELECT id FROM customers c WHERE c.{column} = {slot} AND EXISTS (SELECT FROM accounts WHERE id = %d)",
+            f"SELECT id FROM customers WHERE {column} = {slot} OR name LIKE %s",
+            f"SELECT id FROM customers WHERE {column} = {slot} AND score + %d > %d",
+            f"SELECT id FROM customers WHERE {column} = {slot} AND created > date %s",
+            f"SELECT id FROM customers WHERE {column} = {slot} AND score = -%d",
+            f"SELECT id FROM customers WHERE {column} = {slot} AND score = - %d",
+            f"UPDATE customers SET name = %s WHERE {column} = {slot}",
+            f"UPDATE customers SET score = %d, email = %s WHERE {column} = {slot}",
+            f"INSERT INTO customers (id, branch, {column if column not in ('id', 'branch') else 'name'}) "
+            f"VALUES (%d, %s, {slot})",
+        ]  # fmt: skip
+    for expression in (
+        *("%d", "%s", "%d + 1", "abs(%d)", "length(%s)", "%s || name", "CASE WHEN id = %d THEN %s END"),
+        *("%s::text", "CAST(%d AS text)", "interval %s", "round(%d, %d)", "substring(name, %d)"),
+    ):
+        found.append(f"SELECT {expression} FROM customers WHERE id = %d")
+        found.append(f"SELECT {expression}, count(*) FROM customers WHERE id = %d GROUP BY 1")
+    return found
+
+
+async def test_what_is_looked_up_by_shape_means_what_the_text_means(catalog: Catalog, policy: CountingPolicy) -> None:
+    """Every text gets the plan and the values that it gets by itself, whatever text of its shape came before."""
+
+    def make() -> Enforcement:
+        return Enforcement(catalog=lambda: catalog, pdp=lambda: policy, provider=PROVIDER, sensitive=SENSITIVE)
+
+    fast, slow = make(), make()
+    each = 20 if os.environ.get("GRILLE_LONG") else 3
+    source = random.Random(20261125)
+    corpus = _corpus()
+    assert len(corpus) >= 300
+    found = shared = templates = 0
+    seen: dict[int, str] = {}
+    for statement in corpus:
+        for _ in range(each):
+            text = re.sub("%[sd]", lambda slot: source.choice(SLOTS[slot[0]]), statement)
+            try:
+                ready = fast.ready(SERVICE, text.encode())
+            except Refusal as refusal:  # pragma: no cover
+                raise AssertionError(text) from refusal
+            if ready is None:
+                continue
+            one, values = ready
+            found += 1
+            shared += id(one) in seen
+            seen.setdefault(id(one), text)
+            (prepared,) = await slow.prepare(SERVICE, text)
+            assert one.plan is not None
+            assert prepared.plan is not None
+            assert (one.plan.sql, one.plan.parameter_types) == (prepared.plan.sql, prepared.plan.parameter_types), text
+            if values is not None:
+                templates += 1
+                assert tuple(values) == prepared.constants, (text, seen[id(one)])
+            assert one.prepared.verdict is not None
+            assert prepared.verdict is not None
+            assert one.prepared.verdict.values == prepared.verdict.values
+            if not one.plan.encode:
+                _, filled = await slow.bind(SERVICE, prepared, (), ())
+                tail = b"".join(
+                    len(value or b"").to_bytes(4, "big") + (value or b"") for value in filled[len(values or ()) :]
+                )
+                assert one.tail == tail, text
+    assert found > 200 * each, found
+    assert shared > 10 * each, shared
+    assert templates > 150 * each, templates
+
+
+async def test_a_text_that_is_too_long_is_not_looked_up(catalog: Catalog, policy: CountingPolicy) -> None:
+    """The limit holds for every text, not only for the first of its shape."""
+    enforcement = Enforcement(
+        catalog=lambda: catalog, pdp=lambda: policy, provider=PROVIDER, sensitive=SENSITIVE, max_statement=200
+    )
+    assert enforcement.ready(SERVICE, b"SELECT id FROM customers WHERE name = 'x'") is not None
+    text = f"SELECT id FROM customers WHERE name = '{'x' * 300}'"
+    assert enforcement.ready(SERVICE, text.encode()) is None
+    with pytest.raises(Refusal):
+        await enforcement.prepare(SERVICE, text)
+
+
+async def test_what_is_looked_up_ends_with_policy_and_catalogue(
+    catalog: Catalog, policy: CountingPolicy, engine: WasmEngine
+) -> None:
+    now, engine_now = catalog, policy
+    enforcement = Enforcement(catalog=lambda: now, pdp=lambda: engine_now, provider=PROVIDER, sensitive=SENSITIVE)
+    text = b"SELECT id FROM customers WHERE name = 'x'"
+
+    def look() -> object:
+        found = enforcement.ready(SERVICE, text)
+        return found and found[0]
+
+    first = look()
+    assert first is not None
+    assert look() is first
+    calls = policy.calls
+    assert look() is first
+    assert policy.calls == calls
+    now = msgspec.structs.replace(catalog, epoch=catalog.epoch + "x")
+    second = look()
+    assert second is not None
+    assert second is not first
+    engine_now = CountingPolicy(engine)
+    third = look()
+    assert third is not second
+    other = enforcement.ready(FRAUD, text)
+    assert other is None or other[0] is not third

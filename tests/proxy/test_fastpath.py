@@ -192,8 +192,8 @@ def error_message(code: str, text: str, severity: str = "ERROR", routine: str = 
 
 SETTINGS = {"client_encoding": "UTF8", "standard_conforming_strings": "on", "integer_datetimes": "on",
             "TimeZone": "UTC", "server_version": "18.6"}  # fmt: skip
-ROWS = {"echo": 1, "rows": 3, "late": 1, "slow": 1, "locked": 1, "large": 2000, "many": 12, "open": 1, "hidden": 1, "half": 1,
-        "token": 1, "retry": 1}  # fmt: skip
+ROWS = {"echo": 1, "rows": 3, "late": 1, "slow": 1, "locked": 1, "large": 2000, "many": 12, "open": 1,
+        "hidden": 1, "half": 1, "token": 1, "retry": 1}  # fmt: skip
 
 EVENTS = ("error", "stray error", "notice", "parameter", "same parameter", "notification", "unexpected", "transaction",
           "disconnect", "fatal", "half message", "bad length")  # fmt: skip
@@ -1098,6 +1098,22 @@ def test_order_holds_while_the_provider_is_asked(lab: Lab) -> None:
     lab.run(play)
 
 
+def test_rows_that_are_decoded_come_before_a_later_error(lab: Lab) -> None:
+    """What was answered before the error is given whole, as the database gives it."""
+
+    async def play(world: World) -> None:
+        world.scripted.plans["token"] = {"results": (Transform(None, None),)}
+        client = await world.client("A", "token", "fail", "late")
+        world.recorder.entries.clear()
+        client.send(bound(("token", "A0"), ("fail", "A1")).data, bound(("token", "A2"), ("late", "A3")).data)
+        await world.finish()
+        assert [shown(unit) for unit in client.take()] == ["2 D:A0 C 2 E:22012 Z", "2 D:A2 C 2 D:A3 C E:23505 Z"]
+        outcomes = [event.outcome for event in world.recorder.events]
+        assert [(o.status, o.rows) for o in outcomes if o] == [("ok", 1), ("error", 0), ("ok", 1), ("error", 1)]
+
+    lab.run(play)
+
+
 def test_cancel_never_reaches_a_shared_pipe(lab: Lab) -> None:
     """The statement is answered as cancelled, with none of its rows; its neighbour is not touched."""
 
@@ -1881,5 +1897,5 @@ def test_generated_runs_of_four_agents(lab: Lab, monkeypatch: pytest.MonkeyPatch
         try:
             lab.run(lambda world, seed=seed: play_generated(world, seed))  # type: ignore[misc]
         except BaseException:
-            print(f"GRILLE_SEED={seed}")  # noqa: T201
+            print(f"GRILLE_SEED={seed}")
             raise
