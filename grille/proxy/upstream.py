@@ -750,7 +750,8 @@ class UpstreamPool:
         return None
 
     async def _open(self, waiter: _Waiter) -> None:
-        if len(self._idle) + len(self._in_use) + len(self._opening) > self._database.pool_size:
+        # A task that has just opened one still counts as opening, so there may be nothing to close.
+        if self._idle and len(self._idle) + len(self._in_use) + len(self._opening) > self._database.pool_size:
             self._idle.popleft().close()
         try:
             connection = await waiter.kind.open(self._database, waiter.profile)

@@ -1784,6 +1784,24 @@ def test_values_that_are_tokenized_are_those_of_the_text(lab: Lab) -> None:
     lab.run(play)
 
 
+@pytest.mark.parametrize("turns", range(12))
+def test_connections_that_open_one_after_the_other(lab: Lab, turns: int) -> None:
+    """Whenever the next one is asked for, nobody's place is lost."""
+
+    async def play(world: World) -> None:
+        world.bank.hold_private = True
+        a, b = await world.client("A"), await world.client("B")
+        a.send(simple("insert", "A0").data)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        b.send(simple("insert", "B0").data)
+        await world.finish()
+        assert [shown(unit) for client in (a, b) for unit in client.take()] == ["C Z", "C Z"]
+        assert world.pool.counts.idle == 2
+
+    lab.run(play, pool_size=2)
+
+
 # generated runs
 
 
