@@ -1,8 +1,8 @@
 """Random units of two identities through ``grille serve`` over mutual TLS: no byte of one reaches the other.
 
 Every reply carries a tag of its agent, connection and number.  Units are simple and extended, one behind the other,
-with errors, transactions and larger results in between, so that they change between shared pipes and connections of their
-own.
+with errors, transactions and larger results in between, so that they change between shared pipes and
+connections of their own.
 """
 
 from __future__ import annotations
