@@ -55,6 +55,7 @@ class Window(NamedTuple):
 
     files: Files
     port: int
+    cluster: Cluster
     data: bank.Bank
 
     def context(self, spiffe_id: str) -> ssl.SSLContext:
@@ -108,7 +109,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            yield Window(files, started(files, process), data)
+            yield Window(files, started(files, process), cluster, data)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(DEADLINE)
@@ -246,3 +247,85 @@ async def test_no_byte_reaches_another_agent(window: Window) -> None:
     assert all(talker.units > 20 for talker in talkers)
     assert all(talker.errors for talker in talkers)
     print(sum(talker.units for talker in talkers), "units")
+
+
+async def connect(window: Window, spiffe_id: str) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(spiffe_id)
+    )
+
+
+async def owner(window: Window) -> asyncpg.Connection:
+    place = {"host": window.cluster.host, "port": window.cluster.port}
+    return await asyncpg.connect(**place, user=bank.OWNER, database=bank.DATABASE)
+
+
+READ = "SELECT name FROM customers WHERE id = $1"
+
+
+async def test_locks(window: Window) -> None:
+    """What waits on another's lock leaves the shared pipe, and waits where it holds up nobody."""
+    person = window.data.customers[0]
+    a, b, other = await connect(window, FRAUD), await connect(window, FRAUD), await owner(window)
+    try:
+        for client in (a, b):
+            assert await client.fetchval(READ, person.id) == person.name
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.create_task(a.fetchval(READ, person.id))
+        async with asyncio.timeout(DEADLINE):
+            for number in range(50):
+                assert await b.fetchval(f"SELECT {number}") == number
+        assert not waiting.done()
+        await transaction.rollback()
+        async with asyncio.timeout(DEADLINE):
+            assert await waiting == person.name
+    finally:
+        for client in (a, b, other):
+            await client.close()
+
+
+async def test_stale_plan(window: Window) -> None:
+    """DDL makes the server refuse what is prepared; the client sees its row and no error."""
+    row = window.data.transactions[1]
+    client, other = await connect(window, FRAUD), await owner(window)
+    text = f"SELECT counterparty FROM transactions WHERE id = {row.id}"
+    try:
+        for kind in ("varchar(200)", "text"):
+            assert await client.fetchval(text) == row.counterparty
+            await other.execute(f"ALTER TABLE transactions ALTER COLUMN counterparty TYPE {kind}")
+            for _ in range(5):
+                assert await client.fetchval(text) == row.counterparty
+    finally:
+        await client.close()
+        await other.close()
+
+
+async def test_table_swapped_under_a_name(window: Window) -> None:
+    """A prepared statement never reads another table than the one that was decided on, without the plan being new."""
+    person = window.data.customers[2]
+    client, other = await connect(window, FRAUD), await owner(window)
+    text = f"SELECT name FROM customers WHERE id = {person.id}"
+    try:
+        assert await client.fetchval(text) == person.name
+        async with other.transaction():
+            await other.execute("ALTER TABLE customers RENAME TO customers_old")
+            await other.execute("CREATE TABLE customers (LIKE customers_old INCLUDING ALL)")
+            await other.execute(f"GRANT SELECT ON customers TO {bank.ROLE}")
+            await other.execute("INSERT INTO customers SELECT * FROM customers_old")
+            await other.execute(f"UPDATE customers SET name = 'swapped' WHERE id = {person.id}")
+        for _ in range(20):
+            try:
+                assert await client.fetchval(text) == "swapped"
+                break
+            except asyncpg.PostgresError as error:
+                assert error.sqlstate in ("40001", "42501"), error  # noqa: PT017
+        else:
+            pytest.fail("the new table is never read")
+    finally:
+        async with other.transaction():
+            await other.execute("DROP TABLE customers")
+            await other.execute("ALTER TABLE customers_old RENAME TO customers")
+        await client.close()
+        await other.close()
