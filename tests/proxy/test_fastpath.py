@@ -75,10 +75,13 @@ class Selector(selectors.DefaultSelector):
     """Knows when nothing is left to do."""
 
     idle: asyncio.Future[None] | None = None
+    threads = 0.0
+    """Real seconds to wait for a thread before nothing is left to do."""
     advance: Callable[[float], None]
 
     def select(self, timeout: float | None = None) -> Any:
-        found = super().select(0)
+        waits = self.idle is not None and (timeout is None or timeout > 0)
+        found = super().select(self.threads if waits else 0)
         if found or (timeout is not None and timeout <= 0):
             return found
         if self.idle is not None:
@@ -404,6 +407,8 @@ class Backend:
             self._fail("25P02", "aborted")
             return
         self.bank.executed.append((word, value.decode(), self.shared))
+        if not self.shared:
+            self.bank.on_private()
         if word in ("begin", "commit", "rollback"):
             self.status = "T" if word == "begin" else "I"
             self._say(message("C", word.upper().encode() + b"\0"))
@@ -455,6 +460,7 @@ class Bank:
         """Replies on shared pipes wait for `pump`."""
         self.hold_private = False
         self.hold_cancels = False
+        self.on_private: Callable[[], None] = lambda: None
         self.generation = 0
         self.unparsable = ""
         self.undescribable = ""
@@ -1800,6 +1806,44 @@ def test_connections_that_open_one_after_the_other(lab: Lab, turns: int) -> None
         assert world.pool.counts.idle == 2
 
     lab.run(play, pool_size=2)
+
+
+def test_a_strict_write_is_recorded_before_it_is_forwarded(lab: Lab) -> None:
+    """The intent is on disk first, the outcome before the reply; what cannot be recorded is not sent."""
+
+    async def play(world: World) -> None:
+        client = await world.client("A")
+        seen: list[int] = []
+        world.bank.on_private = lambda: seen.append(len(world.recorder.events))
+        world.bank.hold_private = True
+        world.loop.quiet.threads = 0.1
+        client.send(simple("insert", "A0").data)
+        for _ in range(100):
+            await world.loop.settle()
+            if world.bank.waiting:
+                break
+        assert world.bank.executed == [("insert", "A0", False)]
+        (intent,) = world.recorder.events
+        assert intent.outcome is not None
+        assert intent.outcome.status == "intent"
+        assert seen == [1]
+        assert not client.got
+        world.bank.hold_private = False
+        for _ in range(100):
+            await world.finish()
+            if client.got:
+                break
+        assert [shown(unit) for unit in client.take()] == ["C Z"]
+        outcome = world.recorder.events[-1]
+        assert outcome.intent == intent.id
+        world.recorder.refuse = lambda event: event.outcome is not None and event.outcome.status == "intent"
+        client.send(simple("insert", "A1").data)
+        await world.finish()
+        assert [shown(unit) for unit in client.take()] == ["E:58030 Z"]
+        assert len(world.bank.executed) == 1
+        world.recorder.refuse = None
+
+    lab.run(play, recorder=lab.recorder(writes="strict"))
 
 
 # generated runs
