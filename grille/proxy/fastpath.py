@@ -1232,9 +1232,12 @@ class Lane:
 
     @staticmethod
     def _may_write(item: Item) -> bool:
-        """False for a write that may still be refused when it has run, or that returns rows: it cannot run again."""
+        """False for what cannot run again, and may have to: a write that may still be refused when it has run, or that
+        returns rows, and a read that is not pure."""
         plan = item.plan
-        return plan is None or not plan.writes or not (may_refuse(item.ready.prepared) or plan.returns_rows)
+        if plan is None or not plan.writes:
+            return plan is None or plan.pure
+        return not (may_refuse(item.ready.prepared) or plan.returns_rows)
 
     def _enter(self, items: list[Item]) -> bool:
         """Count the unit against its agent's limits.  False if the session has to refuse it."""

@@ -1701,6 +1701,29 @@ def test_a_write_whose_connection_is_lost(lab: Lab) -> None:
     lab.run(play)
 
 
+@pytest.mark.parametrize("how", ["lost", "large"])
+def test_a_read_that_may_leave_something_behind_runs_once(lab: Lab, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nextval, or a function of the database's own: what is not pure is not run again, whatever became of it."""
+    monkeypatch.setattr(fastpath, "STREAM_BYTES", 20)
+
+    async def play(world: World) -> None:
+        world.scripted.plans["rows"] = {"pure": False}
+        world.bank.hold_private = True
+        client = await world.client("A")
+        client.send(simple("rows", "A0aaaaaaaaaa").data, simple("echo", "A1").data)
+        await world.loop.settle()
+        if how == "lost":
+            world.bank.private[0].lose()
+        world.bank.hold_private = False
+        await world.finish()
+        row = "D:A0aaaaaaaaaa "
+        first = "E:08006 Z" if how == "lost" else f"T {row * 3}C Z"
+        assert [shown(unit) for unit in client.take()] == [first, "T D:A1 C Z"]
+        assert [word for word, _, _ in world.bank.executed] == ["rows", "echo"]
+
+    lab.run(play)
+
+
 def test_a_transaction_whose_connection_is_lost(lab: Lab) -> None:
     async def play(world: World) -> None:
         client = await world.client("A")
