@@ -7,12 +7,6 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint build conformance lock clean
 
-# The hot path: one source, compiled by Cython where there is a compiler.  GRILLE_PLAIN=1 runs the source.
-HOT := $(addprefix grille/,$(addsuffix .py,protocols/postgres/framing protocols/postgres/messages \
-	protocols/postgres/state protocols/postgres/pipeline protocols/postgres/lexer protocols/postgres/codecs \
-	tokenization/ff1 audit/chain audit/records audit/encoding audit/fused audit/spool \
-	proxy/relay proxy/fastpath proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement))
-
 COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 
@@ -40,14 +34,21 @@ test: $(VENV)/.dev  ## lint, types, import rules and the test suite
 
 build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it says so and leaves the plain build
 	@if $(COMPILER); then \
-		CFLAGS="-O2 -g0" $(BIN)/cythonize --quiet -i -3 -j 2 -X annotation_typing=False $(HOT); \
+		$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2; \
 	else \
 		echo "no C compiler with Python's headers: the pure-Python build stays in use"; \
 	fi
 	@$(BIN)/python -c "import grille; print('build:', grille.build())"
 
-conformance: $(VENV)/.dev  ## SUITE=name [POLICY=passthrough|governed]: other people's tests, directly and through Grille
-	$(BIN)/python -m tests.conformance $(SUITE) --policy $(or $(POLICY),passthrough)
+wheels: $(VENV)/.dev  ## dist/plain and dist/compiled: a wheel of each build
+	GRILLE_PLAIN=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/plain .
+	rm -rf build
+	@if $(COMPILER); then \
+		$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist/compiled .; \
+	else \
+		echo "no C compiler with Python's headers: no compiled wheel"; \
+	fi
+	@rm -rf build; ls dist/*
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -61,4 +62,4 @@ lock:  ## write the lock files anew (needs uv)
 
 clean:  ## remove the virtual environment and what was built
 	find grille -name '*.so' -delete; find grille -name '*.c' -delete
-	rm -rf $(VENV) build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

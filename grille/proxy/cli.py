@@ -90,6 +90,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="grille", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_Formatter)
+    top.add_argument("--version", action="version", version=_version_line(), help="print the version and the build")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(
@@ -236,11 +237,15 @@ def _audit(chosen: argparse.Namespace) -> int:
 
 
 def _version() -> int:
+    print(_version_line())
+    return 0
+
+
+def _version_line() -> str:
     from grille import __version__, build
 
     python = ".".join(str(part) for part in sys.version_info[:3])
-    print(f"grille {__version__} ({build()} build, Python {python})")
-    return 0
+    return f"grille {__version__} ({build()} build, Python {python})"
 
 
 def _complain(text: str) -> int:

@@ -345,7 +345,7 @@ class Node:
             Family("grille_worker_up", "1 if the worker answers.", "gauge", up),
             _single("grille_worker_restarts", "Workers that ended unexpectedly.", "counter", self._restarts),
             _single("grille_draining", "1 while the node drains.", "gauge", self._draining),
-            _single("grille_build_info", "1, with the version.", "gauge", 1, version=__version__),
+            _single("grille_build_info", "1, with version and build.", "gauge", 1, version=__version__, build=build()),
         )
         return exposition({"": own, **{str(number): reports[number].metrics for number in sorted(reports)}})
 
