@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build conformance lock clean
+.PHONY: help demo test lint build wheels conformance lock clean
 
 COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
@@ -49,6 +49,9 @@ wheels: $(VENV)/.dev  ## dist/plain and dist/compiled: a wheel of each build
 		echo "no C compiler with Python's headers: no compiled wheel"; \
 	fi
 	@rm -rf build; ls dist/*
+
+conformance: $(VENV)/.dev  ## SUITE=name [POLICY=passthrough|governed]: other people's tests, directly and through Grille
+	$(BIN)/python -m tests.conformance $(SUITE) --policy $(or $(POLICY),passthrough)
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
