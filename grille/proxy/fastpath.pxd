@@ -118,6 +118,7 @@ cdef class Lane:
     cdef public object shared
     cdef public object enforcement
     cdef public double active
+    cdef public long buffered
     cdef object _agent
     cdef str _spiffe_id
     cdef double _not_after

@@ -75,6 +75,8 @@ MAX_STATEMENTS: Final = 64
 """Of one unit."""
 MAX_UNITS: Final = 256
 """Units of one client in flight; more wait in its connection."""
+LANE_BYTES: Final = 8 * 1024 * 1024
+"""Rows of one client that may wait for their release; what goes beyond it is run again, one unit after the other."""
 PIPE_DEPTH: Final = 512
 """Units in flight on one shared pipe."""
 AGENT_DEPTH: Final = 256
@@ -353,17 +355,20 @@ class Unit:
                 del row[: item.hidden]
                 item.to_release.append(row)
                 self.releases = True
-                self.nbytes += len(message)
+                size = len(message)
+                self.nbytes += size
+                self.lane.buffered += size
             else:
                 if item.hidden:
                     message = visible_row(message[5:], item.hidden)
                 size = len(message)
                 item.nbytes += size
                 self.nbytes += size
+                self.lane.buffered += size
                 item.body.append(message)
                 if item.byte_limit and item.nbytes > item.byte_limit:
                     self.give_up()
-            if self.nbytes > STREAM_BYTES:
+            if self.nbytes > STREAM_BYTES or self.lane.buffered > LANE_BYTES:
                 self.give_up()
         elif kind == _BIND_COMPLETE:
             item.bound = True
@@ -836,6 +841,8 @@ class Lane:
         self.enforcement: Enforcement = services.enforcement[agent.database]
         self.active = 0.0
         """Loop time at which a unit was last taken or answered."""
+        self.buffered = 0
+        """Bytes of rows that wait for their release."""
         self._agent = agent
         self._spiffe_id = agent.spiffe_id
         self._not_after = agent.not_after.timestamp()
@@ -1005,7 +1012,7 @@ class Lane:
     def _unit(self, data: bytes, start: int, size: int) -> int:
         """Take the unit that begins at ``start``: where it ends, or why it was not taken."""
         session = self.session
-        if len(self.units) >= MAX_UNITS:
+        if len(self.units) >= MAX_UNITS or (self.buffered > STREAM_BYTES and self.units):
             self._stop = True
             return _BLOCKED
         kind = data[start]
@@ -1666,6 +1673,7 @@ class Lane:
         audited = time.perf_counter()
         while units and units[0].over:
             unit = units.popleft()
+            self.buffered -= unit.nbytes
             if unit.again:
                 self._redo.append(unit.raw)
                 continue
