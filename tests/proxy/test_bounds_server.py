@@ -266,7 +266,7 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
 
 REFUSED = [
     "SELECT nextval('s')", "SELECT setval('s', 1)", "SELECT currval('s')", "SELECT lastval()", "SELECT setseed(0.5)",
-    "SELECT set_config('jit', 'off', false)", "SELECT pg_notify('a', 'b')", "SELECT pg_advisory_lock(1)",
+    "SELECT pg_notify('a', 'b')", "SELECT pg_advisory_lock(1)",
     "SELECT pg_try_advisory_xact_lock(1)", "SELECT lo_creat(1)", "SELECT txid_current()", "SELECT pg_export_snapshot()",
     "SELECT bal INTO copied FROM acc", "SELECT bal FROM acc TABLESAMPLE SYSTEM (1) WHERE id = 1",
     "WITH d AS (DELETE FROM acc WHERE id = 1 RETURNING id) SELECT id FROM d",

@@ -28,7 +28,7 @@ class Asked:
 
     def reply(self, kind: int, payload: bytes, item: int, message: bytes) -> None:
         if kind == ord("D"):
-            self.rows.append(decode_data_row(payload))
+            self.rows.append(decode_data_row(message[5:]))
         elif kind == ord("E"):
             self.code = ErrorResponse.decode(payload).fields["C"]
 
