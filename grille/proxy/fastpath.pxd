@@ -3,6 +3,12 @@ import cython
 from grille.proxy.enforcement cimport Ready
 
 
+cdef class Pipe
+cdef class SharedPipes
+cdef class Lane
+cdef class Unit
+
+
 cdef class Turn:
     cdef object _loop
     cdef list _waiting
@@ -60,7 +66,7 @@ cdef class Unit:
     cdef public double clock
     cdef public double sent_at
     cdef public double answered_at
-    cdef public object pipe
+    cdef public Pipe pipe
     cdef public bint pooled
     cdef public bint local
     cdef public bint again
@@ -94,7 +100,7 @@ cdef class Pipe:
     cdef public object connection
     cdef public object described
     cdef public object units
-    cdef object _turn
+    cdef Turn _turn
     cdef object _on_free
     cdef public bint shared
     cdef object _stream
@@ -112,10 +118,32 @@ cdef class Pipe:
     cpdef void flush(self) except *
 
 
+cdef class SharedPipes:
+    cdef public Turn turn
+    cdef object _database
+    cdef public double wait_seconds
+    cdef object _loop
+    cdef public dict _pipes
+    cdef public dict _opening
+    cdef dict _not_before
+    cdef dict _running
+    cdef object _waiting
+    cdef list _releasing
+    cdef set _tasks
+    cdef bint _closing
+    cdef public int opened
+    cdef public int lost
+
+    @cython.locals(pipe=Pipe, best=Pipe)
+    cpdef Pipe choose(self, tuple profile)
+    cpdef bint enter(self, Pipe pipe, str agent) except? -1
+    cpdef void leave(self, str agent) except *
+
+
 cdef class Lane:
     cdef public object session
     cdef public object units
-    cdef public object shared
+    cdef public SharedPipes shared
     cdef public object enforcement
     cdef public double active
     cdef public long buffered
@@ -126,7 +154,7 @@ cdef class Lane:
     cdef object _recorder
     cdef object _metrics
     cdef object _services
-    cdef object _turn
+    cdef Turn _turn
     cdef object _loop
     cdef bytes _rest
     cdef object _decoding
@@ -156,8 +184,9 @@ cdef class Lane:
     cpdef bint _bind(self, Item item, tuple formats, tuple result_formats) except? -1
     @cython.locals(unit=Unit)
     cpdef void _begin(self, Unit unit) except *
-    @cython.locals(item=Item, number=cython.int)
+    @cython.locals(item=Item, number=cython.int, pipe=Pipe)
     cpdef void _send(self, Unit unit) except *
+    @cython.locals(pipe=Pipe)
     cpdef void answered(self, Unit unit, str status) except *
     @cython.locals(item=Item, count=cython.int)
     cpdef void _record(self, Unit unit) except *
