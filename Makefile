@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build wheels conformance lock clean
+.PHONY: help demo test coverage lint build wheels conformance lock clean
 
 COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
@@ -30,6 +30,9 @@ demo: $(VENV)/.runtime  ## the main job, end to end, on a real PostgreSQL; ends 
 
 test: $(VENV)/.dev  ## lint, types, import rules and the test suite
 	@$(MAKE) --no-print-directory lint
+	GRILLE_PLAIN=1 $(BIN)/python -m pytest -q
+
+coverage: $(VENV)/.dev  ## the test suite with the lines that it does not reach
 	GRILLE_PLAIN=1 $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
 
 build: $(VENV)/.dev  ## compile the hot path in place; without a compiler it says so and leaves the plain build
