@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from grille.controls import Refusal
 from grille.protocols.postgres import pipeline
+from grille.protocols.postgres.analysis import MAX_LISTED
 from grille.protocols.postgres.framing import ProtocolViolation
 from grille.protocols.postgres.messages import (
     BIND_COMPLETE,
@@ -756,8 +757,13 @@ def own_plan(text: str) -> Plan:
 
 
 def may_refuse(prepared: Prepared) -> bool:
-    """Whether the proxy may still refuse the statement when its replies are there."""
+    """Whether the proxy may still refuse the statement when its replies are there.
+
+    A write without RETURNING that is bounded by unique keys touches at most `MAX_LISTED` rows, whatever they are.
+    """
     plan, limits = prepared.plan, prepared.limits
+    if plan is not None and plan.writes and plan.keyed and not plan.returns_rows:
+        return limits.rows is not None and limits.rows < MAX_LISTED
     return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
 
 

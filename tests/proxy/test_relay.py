@@ -10,11 +10,13 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grille.policies.decision import Limits
+from grille.protocols.postgres.analysis import MAX_LISTED
 from grille.protocols.postgres.framing import ProtocolViolation
 from grille.protocols.postgres.messages import (
     AUTHENTICATION_OK,
@@ -33,7 +35,18 @@ from grille.protocols.postgres.rewrite import Plan
 from grille.proxy.config import Database
 from grille.proxy.enforcement import Prepared, Understood
 from grille.proxy.identity import Agent
-from grille.proxy.relay import Kind, Portal, Relay, Run, Statement, Step, visible_columns, visible_row
+from grille.proxy.relay import (
+    Kind,
+    Portal,
+    Relay,
+    Run,
+    Statement,
+    Step,
+    may_refuse,
+    own_plan,
+    visible_columns,
+    visible_row,
+)
 from grille.proxy.stream import ByteStream
 from grille.proxy.upstream import PINNED, UpstreamConnection, UpstreamLost
 
@@ -181,3 +194,24 @@ async def test_what_was_asked_for_is_relayed(plan: Plan, tmp_path: Path) -> None
 async def test_anything_else_ends_the_connection(plan: Plan, tmp_path: Path, replies: bytes) -> None:
     with pytest.raises(UpstreamLost):
         await run(plan, replies, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "plan", "expected"),
+    [
+        (Limits(), {}, False),
+        (Limits(rows=10), {}, True),
+        (Limits(bytes=10), {}, True),
+        (Limits(rows=MAX_LISTED), {"writes": True, "keyed": True, "returns_rows": False}, False),
+        (Limits(rows=MAX_LISTED - 1), {"writes": True, "keyed": True, "returns_rows": False}, True),
+        (Limits(rows=MAX_LISTED), {"writes": True, "keyed": False, "returns_rows": False}, True),
+        (Limits(rows=MAX_LISTED), {"writes": True, "keyed": True, "returns_rows": True}, True),
+        (Limits(rows=MAX_LISTED), {"keyed": True}, True),
+    ],
+)
+def test_what_may_still_be_refused_when_it_has_run(limits: Limits, plan: dict[str, bool], expected: bool) -> None:
+    prepared = Prepared(
+        "update", None, msgspec.structs.replace(own_plan("x"), **plan), (), limits,
+        Understood("x", b"", (), None, None, "update", False, "x"), None, False,
+    )  # fmt: skip
+    assert may_refuse(prepared) is expected
