@@ -1555,7 +1555,8 @@ class Lane:
             if item.intent:  # it was not sent again under this intent
                 unit.outcome = Run(self._portal(item))
                 unit.outcome.status = "error"
-                self._keep(split(self._event_of(unit.outcome, item), self._services.worker), _ignore)
+                event = self._event_of(unit.outcome, item)
+                self._keep(split(event, self._services.worker), event.level, _ignore)
         self._advance()
 
     # the record
@@ -1591,23 +1592,17 @@ class Lane:
         if outcome is not None:
             item = unit.items[unit.failed]
             outcome.rows, outcome.bytes, outcome.decoded = len(item.body), item.nbytes, item.decoded
+            event = self._event_of(outcome, item)
             try:
-                entry = split(self._event_of(outcome, unit.items[unit.failed]), self._services.worker)
+                entry = split(event, self._services.worker)
             except ValueError as error:
                 unit.kept(self._recorder.unrecordable(str(error)))
                 return
-            self._keep(entry, unit.kept)
+            self._keep(entry, event.level, unit.kept)
 
-    def _keep(self, entry: Entry, done: Callable[[Refusal | None], None]) -> None:
-        self._recorder.submit(
-            entry[0],
-            entry[1],
-            entry[2],
-            self._recorder.level(writes=False),
-            done,
-            intent_of=entry[3],
-            intent_id=entry[4],
-        )
+    def _keep(self, entry: Entry, level: Level, done: Callable[[Refusal | None], None]) -> None:
+        head, tail, when, intent_of, intent_id = entry
+        self._recorder.submit(head, tail, when, level, done, intent_of=intent_of, intent_id=intent_id)
 
     def _submit_event(
         self, unit: Unit, item: Item, ident: str, status: str, done: Callable[[Refusal | None], None], now: float = 0.0
