@@ -609,6 +609,7 @@ class Kept(Recorder):
 
     def submit(self, head: bytes, tail: bytes, time: str, level: Any, done: Any, *args: Any, **more: Any) -> None:
         event = msgspec.json.decode(head + b"0" + tail, type=Event)
+        assert level == event.level, "an event is kept at the level that it declares"
         if self.refuse is not None and self.refuse(event):
             asyncio.get_running_loop().call_soon(done, self.unrecordable("the test says so"))
             return
