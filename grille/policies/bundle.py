@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from grille.policies.signature import SignatureError, Verification, verify
+
 MAX_BUNDLE: Final = 32 << 20
 MAX_CONTENT: Final = 64 << 20
 """Bytes of the archive when it is unpacked, headers and all."""
@@ -33,18 +35,18 @@ class Bundle(msgspec.Struct, frozen=True):
     """Rego source by path -> SHA-256 of its text."""
 
 
-def read(path: Path) -> Bundle:
+def read(path: Path, verification: Verification | None = None) -> Bundle:
     """Read a bundle file.  Raises `BundleReadError`."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BUNDLE + 1)
     except OSError as error:
         raise BundleReadError(f"{path}: {error.strerror}") from None
-    return parse(raw)
+    return parse(raw, verification)
 
 
-def parse(raw: bytes) -> Bundle:
-    """Parse the bytes of a bundle.  Raises `BundleReadError`."""
+def parse(raw: bytes, verification: Verification | None = None) -> Bundle:
+    """Parse the bytes of a bundle, which must be signed if ``verification`` is given.  Raises `BundleReadError`."""
     if len(raw) > MAX_BUNDLE:
         raise BundleReadError(f"the bundle is larger than {MAX_BUNDLE} bytes")
     files: dict[str, bytes] = {}
@@ -64,6 +66,11 @@ def parse(raw: bytes) -> Bundle:
                 files[str(path)] = b"" if content is None else content.read()
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BundleReadError(f"the file is not a gzipped tar archive: {error}") from None
+    if verification is not None:
+        try:
+            verify(files, verification)
+        except SignatureError as error:
+            raise BundleReadError(f"the bundle's signature: {error}") from None
     if "policy.wasm" not in files:
         raise BundleReadError("the bundle has no policy.wasm: build it with `opa build -t wasm`")
     try:

@@ -15,6 +15,7 @@ from grille.policies.bundle import MAX_BUNDLE, BundleReadError, parse
 from grille.policies.pdp import DecisionError, PolicyUnavailable
 from grille.policies.wasm import BundleError, WasmEngine
 from grille.proxy.config import Policy
+from grille.proxy.keys import bundle_verification
 
 _PROBE = (
     b'{"identity":{"spiffe_id":"spiffe://probe.invalid/probe","trust_domain":"probe.invalid","path":["probe"],'
@@ -27,8 +28,12 @@ class BundleWatch:
     """The engine in force, and what happened to the bundles since."""
 
     def __init__(self, policy: Policy, on_event: Callable[[str, str], None] | None = None) -> None:
-        """`on_event(name, text)` is called with ``bundle`` or ``bundle-refused``."""
+        """`on_event(name, text)` is called with ``bundle`` or ``bundle-refused``.
+
+        Raises `ConfigError` if the key that bundles must be signed with cannot be used.
+        """
         self._policy = policy
+        self._verification = bundle_verification(policy)
         self._on_event = on_event or (lambda name, text: None)
         self._engine: WasmEngine | None = None
         self._stamp: tuple[int, int, int] | None = None
@@ -104,7 +109,7 @@ class BundleWatch:
     def _tried(self, raw: bytes) -> WasmEngine | str:
         """An engine that has answered once, or what is wrong with the bundle."""
         try:
-            engine = WasmEngine(parse(raw), self._policy.entrypoint, timeout=self._policy.timeout)
+            engine = WasmEngine(parse(raw, self._verification), self._policy.entrypoint, timeout=self._policy.timeout)
             engine.decide(_PROBE)
         except (BundleReadError, BundleError, PolicyUnavailable, DecisionError) as error:
             return f"{self._policy.bundle}: {error}"

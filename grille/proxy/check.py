@@ -67,7 +67,7 @@ async def check(config: Config, out: TextIO) -> int:
     _keys(config, report)
     _certificate(config, report)
     _audit(config, report)
-    _bundle(config, report)
+    await _bundle(config, report)
     catalogs = [await _database(database, report) for database in config.databases]
     _columns(config, [catalog for catalog in catalogs if catalog is not None], len(catalogs), report)
     out.write(f"{report.failed} failed\n" if report.failed else "all in order\n")
@@ -85,10 +85,18 @@ def _keys(config: Config, report: Report) -> None:
             report.ok(item)
 
 
-def _bundle(config: Config, report: Report) -> None:
+async def _bundle(config: Config, report: Report) -> None:
+    if config.policy.bundle_url:
+        await _bundle_server(config, report)
+        if not config.policy.bundle.exists():
+            return
     item = f"policy bundle {config.policy.bundle}"
     try:
-        engine = WasmEngine(read(config.policy.bundle), config.policy.entrypoint, timeout=config.policy.timeout)
+        bundle = read(config.policy.bundle, keys.bundle_verification(config.policy))
+        engine = WasmEngine(bundle, config.policy.entrypoint, timeout=config.policy.timeout)
+    except ConfigError as error:
+        for problem in error.problems:
+            report.fail(item, f"{problem.key} {problem.what}", problem.fix)
     except (BundleReadError, BundleError) as error:
         fix = (
             f"Build it anew: opa build -t wasm -e {config.policy.entrypoint} --revision NAME -o bundle.tar.gz DIRECTORY"
@@ -96,6 +104,20 @@ def _bundle(config: Config, report: Report) -> None:
         report.fail(item, str(error), fix)
     else:
         report.ok(item, f"revision {engine.revision}, entrypoint {config.policy.entrypoint}")
+
+
+async def _bundle_server(config: Config, report: Report) -> None:
+    from grille.proxy.bundle_fetch import BundleFetch, FetchError  # its HTTP client takes a while to import
+
+    item = f"bundle server {config.policy.bundle_url}"
+    try:
+        raw, _tag = await BundleFetch(config.policy).get()
+    except FetchError as error:
+        report.fail(item, str(error), "See that it answers, and that the bundle there is signed.")
+    except ConfigError:
+        report.fail(item, "not asked: the verification key cannot be used", "")
+    else:
+        report.ok(item, f"a bundle of {len(raw)} bytes, signed with {config.policy.verification_algorithm}")
 
 
 def _certificate(config: Config, report: Report) -> None:

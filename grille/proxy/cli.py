@@ -11,6 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grille.proxy.config import Config
 
 FAILED = 1
 USAGE = 2
@@ -192,9 +196,15 @@ def _run(chosen: argparse.Namespace) -> int:
     from grille.proxy.config import ConfigError, load
 
     try:
-        config = load(chosen.config)
+        return _with_config(chosen, load(chosen.config))
     except ConfigError as error:
         return _complain(str(error))
+
+
+def _with_config(chosen: argparse.Namespace, config: Config) -> int:
+    """The commands that need a configuration.  Raises `ConfigError`."""
+    import asyncio
+
     match chosen.command:
         case "serve":
             from grille.proxy.node import serve
@@ -206,14 +216,10 @@ def _run(chosen: argparse.Namespace) -> int:
             except OSError as error:
                 return _complain(error.strerror or str(error))
         case "check":
-            import asyncio
-
             from grille.proxy.check import check
 
             return asyncio.run(check(config, sys.stdout))
         case _:
-            import asyncio
-
             from grille.proxy.explain import explain
 
             return asyncio.run(explain(config, chosen.spiffe_id, chosen.sql))

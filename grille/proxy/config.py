@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from grille.policies.signature import Algorithm
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
 MOST_WORKERS = 128
@@ -163,7 +165,23 @@ class Policy(_Section, frozen=True, kw_only=True):
     """Where decisions come from."""
 
     bundle: Path
-    """An OPA bundle (.tar.gz) built with ``opa build -t wasm``."""
+    """An OPA bundle (.tar.gz) built with ``opa build -t wasm``; with ``bundle_url``, where the newest one is kept."""
+    bundle_url: str = ""
+    """Where the bundle is fetched from (http or https); needs ``verification_key``.  Empty: somebody else writes the
+    file."""
+    bundle_ca: Path | None = None
+    """PEM file: the CA of the bundle server's certificate; without it, the system's CAs."""
+    bundle_token_file: Path | None = None
+    """File whose first line is the bearer token for the bundle server; must not be readable by others."""
+    bundle_poll: Annotated[float, Meta(ge=1)] = 30.0
+    """How often the bundle server is asked for a newer bundle."""
+    verification_key: Path | None = None
+    """PEM file: the public key that bundles must be signed with.  Without it, whoever can write the file makes the
+    policy."""
+    verification_algorithm: Algorithm = "RS256"
+    """The only algorithm that a signature may have."""
+    verification_scope: str = ""
+    """The scope that a signature must have; empty: none."""
     entrypoint: str = "grille/decision"
     """The rule that is asked, as given to ``opa build -e``."""
     timeout: Seconds = 0.25
@@ -403,6 +421,7 @@ def _shown(value: object) -> str:
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SPIFFE_ID = re.compile(r"spiffe://(?P<domain>[a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*(?P<all>/\*)?")
 _ROUTINE = re.compile(r"[^.()\s]+\.[^.()\s]+\([^()]*\)")
+_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?(\?[^#\s]*)?")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -412,10 +431,28 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _identities(config)
     yield from _databases(config)
     yield from _tokens(config)
-    yield from _file("policy.bundle", config.policy.bundle)
+    yield from _policy(config.policy)
     yield from _secret("audit.signing_key", config.audit.signing_key)
     if config.audit.directory.exists() and not config.audit.directory.is_dir():
         yield Problem("audit.directory", f'"{config.audit.directory}"', "is not a directory", "Name a directory.")
+
+
+def _policy(policy: Policy) -> Iterator[Problem]:
+    if not policy.bundle_url:
+        yield from _file("policy.bundle", policy.bundle)
+    else:
+        if not _URL.fullmatch(policy.bundle_url):
+            fix = "Give it like https://bundles.example/grille/bundle.tar.gz, without user and password."
+            yield Problem("policy.bundle_url", _shown(policy.bundle_url), "is not an http or https address", fix)
+        if policy.verification_key is None:
+            fix = "Name the public key that bundles are signed with: opa build --bundle --signing-key ..."
+            yield Problem("policy.verification_key", "", "is missing, and bundle_url needs it", fix)
+    if policy.verification_key is not None:
+        yield from _file("policy.verification_key", policy.verification_key)
+    if policy.bundle_ca is not None:
+        yield from _file("policy.bundle_ca", policy.bundle_ca)
+    if policy.bundle_token_file is not None:
+        yield from _secret("policy.bundle_token_file", policy.bundle_token_file)
 
 
 def _listener(config: Config) -> Iterator[Problem]:

@@ -8,7 +8,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from grille.proxy.config import Config, ConfigError, Problem
+from grille.policies.signature import SignatureError, Verification, public_key
+from grille.proxy.config import Config, ConfigError, Policy, Problem
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
 
@@ -49,6 +50,21 @@ def signing_key(config: Config) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise _problem("audit.signing_key", str(path), "is not an Ed25519 key", fix)
     return key
+
+
+def bundle_verification(policy: Policy) -> Verification | None:
+    """What policy bundles have to be signed with; None if they need not be.  Raises `ConfigError`."""
+    path = policy.verification_key
+    if path is None:
+        return None
+    fix = "Name the PEM file of the public key, like: openssl pkey -in private.pem -pubout"
+    try:
+        key = public_key(path.read_bytes(), policy.verification_algorithm)
+    except OSError as error:
+        raise _problem("policy.verification_key", str(path), f"cannot be read ({error.strerror})", fix) from None
+    except SignatureError as error:
+        raise _problem("policy.verification_key", str(path), f"cannot be used: {error}", fix) from None
+    return Verification(key, policy.verification_algorithm, policy.verification_scope)
 
 
 def _hexadecimal(name: str, path: Path) -> bytes:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Union
+from typing import TYPE_CHECKING, Any, Final, Union
 
 import msgspec
 
@@ -29,6 +29,9 @@ from grille import __version__, build
 from grille.proxy import config as configuration
 from grille.proxy.config import MOST_WORKERS, Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
+
+if TYPE_CHECKING:
+    from grille.proxy.bundle_fetch import BundleFetch
 
 log = logging.getLogger("grille.node")
 
@@ -171,7 +174,7 @@ class Node:
     """``grille serve``: `run` returns the exit status."""
 
     def __init__(self, config: Config) -> None:
-        """Must be called with the event loop running."""
+        """Must be called with the event loop running.  Raises `ConfigError`."""
         self._config = config
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count = config.process.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
@@ -186,6 +189,11 @@ class Node:
         self._all_reported: asyncio.Future[None] | None = None
         self._report_lock = asyncio.Lock()
         self._announced = False
+        self._fetch: BundleFetch | None = None
+        if config.policy.bundle_url:
+            from grille.proxy.bundle_fetch import BundleFetch  # its HTTP client takes a while to import
+
+            self._fetch = BundleFetch(config.policy)
         self._addresses: dict[str, Any] = {}
 
     async def run(self) -> int:
@@ -211,6 +219,11 @@ class Node:
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(name, self._drain)
             loop.add_signal_handler(signal.SIGHUP, self._reload)
+            if self._fetch is not None:
+                if not await self._fetch.fetch() and not self._config.policy.bundle.is_file():
+                    log.error("there is no policy bundle to start with")
+                    return UNUSABLE
+                stack.push_async_callback(_cancelled, asyncio.create_task(self._fetch.watch()))
             keepers = [asyncio.create_task(self._keep(number, directory)) for number in range(self._count)]
             stack.push_async_callback(self._end, keepers)
             await asyncio.wait([self._ended, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -295,6 +308,8 @@ class Node:
 
     def _reload(self) -> None:
         log.info("reloading the policy bundle and the certificates")
+        if self._fetch is not None:
+            self._fetch.ask()
         for number in self._processes:
             self._local.send(worker_name(number), Reload())
 
@@ -345,9 +360,24 @@ class Node:
             Family("grille_worker_up", "1 if the worker answers.", "gauge", up),
             _single("grille_worker_restarts", "Workers that ended unexpectedly.", "counter", self._restarts),
             _single("grille_draining", "1 while the node drains.", "gauge", self._draining),
+            *self._fetch_metrics(),
             _single("grille_build_info", "1, with version and build.", "gauge", 1, version=__version__, build=build()),
         )
         return exposition({"": own, **{str(number): reports[number].metrics for number in sorted(reports)}})
+
+    def _fetch_metrics(self) -> tuple[Family, ...]:
+        fetch = self._fetch
+        if fetch is None:
+            return ()
+        return (
+            _single("grille_bundle_fetch_failures", "Bundle fetches that failed.", "counter", fetch.failures),
+            _single(
+                "grille_bundle_fetch_last_success_seconds",
+                "When the bundle server was last heard of with a usable bundle (Unix time).",
+                "gauge",
+                fetch.last_success,
+            ),
+        )
 
     async def _readiness(self) -> list[str]:
         if self._draining:
@@ -360,6 +390,11 @@ class Node:
             else:
                 reasons.append(f"worker {number}: does not answer")
         return reasons
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _address_error(name: str, section: configuration.Listener | configuration.Admin, error: OSError) -> OSError:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
+import hashlib
+import http.server
 import json
 import os
 import re
@@ -16,7 +17,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -29,6 +29,8 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from grille.protocols.postgres.messages import CancelRequest, StartupMessage
 from grille.proxy.config import load
@@ -39,6 +41,7 @@ from grille.proxy.demo.config_files import SERVICE, write_config, write_secrets
 from grille.proxy.node import Ask, Cancel, Datagram, Drain, LocalSocket, Reload, Report, worker_name
 from grille.proxy.serve import Worker
 from grille.proxy.telemetry import Metrics
+from tests.bundles import revised, signed
 
 DEADLINE = 20.0
 
@@ -415,21 +418,78 @@ def test_a_new_bundle_and_certificate_drop_no_connection(serve: Callable[..., Ru
     running.ready()
     with running.connect() as agent:
         assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
-        changed = io.BytesIO()
-        with tarfile.open(bundle, "r:gz") as old, tarfile.open(fileobj=changed, mode="w:gz") as new:
-            for member in old:
-                content = old.extractfile(member).read()  # type: ignore[union-attr]
-                if member.name.lstrip("/") == ".manifest":
-                    content = json.dumps({**json.loads(content), "revision": "next"}).encode()
-                    member.size = len(content)
-                new.addfile(member, io.BytesIO(content))
         partial = bundle.with_suffix(".new")
-        partial.write_bytes(changed.getvalue())
+        partial.write_bytes(revised(bundle.read_bytes(), "next"))
         partial.replace(bundle)
         running.process.send_signal(signal.SIGHUP)
         running.said("certificates reloaded")
         running.until("/metrics", lambda _, text: 'grille_bundle_info{revision="next+' in text)
         assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
+
+
+class BundleServer(http.server.ThreadingHTTPServer):
+    """Serves one bundle to ``If-None-Match``."""
+
+    def __init__(self, bundle: bytes) -> None:
+        self.bundle = bundle
+        super().__init__(("127.0.0.1", 0), BundleRequest)
+
+
+class BundleRequest(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        bundle = self.server.bundle  # type: ignore[attr-defined]
+        tag = hashlib.sha256(bundle).hexdigest()
+        known = self.headers.get("If-None-Match") == tag
+        self.send_response(304 if known else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", "0" if known else str(len(bundle)))
+        self.end_headers()
+        if not known:
+            self.wfile.write(bundle)
+
+    def log_message(self, format: str, *arguments: object) -> None: ...
+
+
+def test_a_node_follows_its_bundle_server_and_starts_without_it(
+    serve: Callable[..., Running], small_bank: Bank, tmp_path: Path
+) -> None:
+    line, shipped = shipped_bundle(small_bank)
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = tmp_path / "policy.pub.pem"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    raw = shipped.read_bytes()
+    kept = tmp_path / "kept.tar.gz"
+    with BundleServer(signed(revised(raw, "first"), key)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = (
+            line,
+            f'bundle = "{kept}"\nbundle_url = "http://127.0.0.1:{server.server_port}/b"\n'
+            f'verification_key = "{public}"\nverification_algorithm = "ES256"',
+        )
+        running = serve(settings)
+        running.ready()
+        assert 'grille_bundle_info{revision="first+' in running.get("/metrics")[1]
+        with running.connect() as agent:
+            server.bundle = signed(revised(raw, "forged"), ec.generate_private_key(ec.SECP256R1()))
+            running.process.send_signal(signal.SIGHUP)
+            running.until("/metrics", lambda _, text: "grille_bundle_fetch_failures_total 1.0" in text)
+            assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
+            server.bundle = signed(revised(raw, "second"), key)
+            running.process.send_signal(signal.SIGHUP)
+            running.until("/metrics", lambda _, text: 'grille_bundle_info{revision="second+' in text)
+            assert agent.execute("SELECT count(*) FROM customers").fetchone() == (10,)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        server.shutdown()
+    again = serve(settings)
+    again.until("/metrics", lambda _, text: 'grille_bundle_info{revision="second+' in text)
+    assert "ClientConnectorError" in again.said("a policy bundle cannot be fetched")[0]["problem"]
+    again.process.send_signal(signal.SIGTERM)
+    assert again.end() == 0
+    kept.unlink()
+    without = serve(settings)
+    assert without.end() == 2
+    without.said("there is no policy bundle to start with")
 
 
 def test_a_configuration_that_cannot_work_ends_the_node_with_status_2(
