@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Protocol, Self
 
 import msgspec
 
@@ -14,6 +15,14 @@ MAX_ANSWER = 1 << 20
 
 class PolicyUnavailable(Exception):
     """The engine gave no answer: undefined, trap, time-out or over-size.  The caller denies."""
+
+
+class Unanswered(Exception):
+    """The engine has been asked, and answers later: wait for `answer`, which never raises, and ask again."""
+
+    def __init__(self, answer: Awaitable[None]) -> None:
+        super().__init__("the policy engine has not answered yet")
+        self.answer = answer
 
 
 class DecisionError(Exception):
@@ -28,7 +37,22 @@ class PolicyDecisionPoint(Protocol):
         """Identifies the bundle in force; part of every cache key."""
 
     def decide(self, document: bytes) -> Decision:
-        """The decision for one policy input (JSON).  Raises `PolicyUnavailable` or `DecisionError`."""
+        """The decision for one policy input (JSON).
+
+        Raises `PolicyUnavailable` or `DecisionError`; `Unanswered` if the engine has to be waited for.
+        """
+
+
+class LoggedDecision(Decision, frozen=True, kw_only=True):
+    """A decision that the engine has logged itself."""
+
+    id: str
+    """The engine's own id of it."""
+
+    @classmethod
+    def of(cls, decision: Decision, id: str) -> Self:
+        """The same decision with this id."""
+        return cls(**msgspec.structs.asdict(decision), id=id)
 
 
 _decoder = msgspec.json.Decoder(Decision)

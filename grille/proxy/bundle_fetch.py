@@ -41,7 +41,9 @@ class BundleFetch:
 
     def __init__(self, policy: Policy) -> None:
         """Raises `ConfigError` if the key that bundles must be signed with cannot be used."""
+        assert policy.bundle is not None  # noqa: S101
         self._policy = policy
+        self._path = policy.bundle
         self._verification = bundle_verification(policy)
         self._tag = ""  # of the bundle in the file
         self._asked = asyncio.Event()
@@ -50,6 +52,11 @@ class BundleFetch:
         """Unix time at which the server was last heard of with a usable bundle, or none newer; 0.0: never."""
         self.problem = "the bundle server has not been asked yet"
         """Why the newest bundle is not in the file; empty if it is."""
+
+    @property
+    def has_one(self) -> bool:
+        """Whether there is a bundle, be it an old one."""
+        return self._path.is_file()
 
     async def watch(self) -> None:
         """Ask again and again until cancelled; a little unevenly, so that nodes do not ask together."""
@@ -88,9 +95,9 @@ class BundleFetch:
                 return
             raw, tag = await self._read(answer)
         try:
-            await asyncio.to_thread(_replace, self._policy.bundle, raw)
+            await asyncio.to_thread(_replace, self._path, raw)
         except OSError as error:
-            raise FetchError(f"{self._policy.bundle} cannot be written: {error.strerror}") from None
+            raise FetchError(f"{self._path} cannot be written: {error.strerror}") from None
         self._tag = tag
         log.info("a policy bundle was fetched", extra={"fields": {"bytes": len(raw)}})
 

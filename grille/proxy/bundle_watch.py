@@ -17,7 +17,7 @@ from grille.policies.wasm import BundleError, WasmEngine
 from grille.proxy.config import Policy
 from grille.proxy.keys import bundle_verification
 
-_PROBE = (
+PROBE = (
     b'{"identity":{"spiffe_id":"spiffe://probe.invalid/probe","trust_domain":"probe.invalid","path":["probe"],'
     b'"cert_sha256":"","scopes":[],"attributes":{}},"session":{"protocol":"postgres","database":"probe"},'
     b'"operation":{"action":"select","relations":[],"functions":[]}}'
@@ -32,7 +32,9 @@ class BundleWatch:
 
         Raises `ConfigError` if the key that bundles must be signed with cannot be used.
         """
+        assert policy.bundle is not None  # noqa: S101
         self._policy = policy
+        self._path = policy.bundle
         self._verification = bundle_verification(policy)
         self._on_event = on_event or (lambda name, text: None)
         self._engine: WasmEngine | None = None
@@ -69,7 +71,7 @@ class BundleWatch:
         while True:
             await asyncio.sleep(self._policy.reload_poll)
             try:
-                status = self._policy.bundle.stat()
+                status = self._path.stat()
             except OSError:
                 stamp = None
             else:
@@ -84,7 +86,7 @@ class BundleWatch:
 
     def _read(self) -> bytes | None:
         """The bytes of a file that has not been tried yet, else None."""
-        path = self._policy.bundle
+        path = self._path
         self._stamp = None
         try:
             status = path.stat()
@@ -110,11 +112,11 @@ class BundleWatch:
         """An engine that has answered once, or what is wrong with the bundle."""
         try:
             engine = WasmEngine(parse(raw, self._verification), self._policy.entrypoint, timeout=self._policy.timeout)
-            engine.decide(_PROBE)
+            engine.decide(PROBE)
         except (BundleReadError, BundleError, PolicyUnavailable, DecisionError) as error:
-            return f"{self._policy.bundle}: {error}"
+            return f"{self._path}: {error}"
         except Exception as error:  # an unforeseen fault of a bundle must not end the worker (OP-02)
-            return f"{self._policy.bundle}: {type(error).__name__}: {error}"
+            return f"{self._path}: {type(error).__name__}: {error}"
         return engine
 
     def _take(self, raw: bytes, outcome: WasmEngine | str) -> None:

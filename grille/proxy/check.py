@@ -67,7 +67,7 @@ async def check(config: Config, out: TextIO) -> int:
     _keys(config, report)
     _certificate(config, report)
     _audit(config, report)
-    await _bundle(config, report)
+    await _policy(config, report)
     catalogs = [await _database(database, report) for database in config.databases]
     _columns(config, [catalog for catalog in catalogs if catalog is not None], len(catalogs), report)
     out.write(f"{report.failed} failed\n" if report.failed else "all in order\n")
@@ -85,14 +85,18 @@ def _keys(config: Config, report: Report) -> None:
             report.ok(item)
 
 
-async def _bundle(config: Config, report: Report) -> None:
+async def _policy(config: Config, report: Report) -> None:
+    path = config.policy.bundle
+    if path is None:
+        await _policy_server(config, report)
+        return
     if config.policy.bundle_url:
         await _bundle_server(config, report)
-        if not config.policy.bundle.exists():
+        if not path.exists():
             return
-    item = f"policy bundle {config.policy.bundle}"
+    item = f"policy bundle {path}"
     try:
-        bundle = read(config.policy.bundle, keys.bundle_verification(config.policy))
+        bundle = read(path, keys.bundle_verification(config.policy))
         engine = WasmEngine(bundle, config.policy.entrypoint, timeout=config.policy.timeout)
     except ConfigError as error:
         for problem in error.problems:
@@ -106,6 +110,19 @@ async def _bundle(config: Config, report: Report) -> None:
         report.ok(item, f"revision {engine.revision}, entrypoint {config.policy.entrypoint}")
 
 
+async def _policy_server(config: Config, report: Report) -> None:
+    from grille.proxy.policy_server import PolicyServer  # its HTTP client takes a while to import
+
+    item = f"policy server {config.policy.server_url}"
+    server = PolicyServer(config.policy)
+    await server.look()
+    await server.close()
+    if server.problem:
+        report.fail(item, server.problem, "See that it answers, and that server_url ends in the rule that decides.")
+    else:
+        report.ok(item, f"revision {server.revision}")
+
+
 async def _bundle_server(config: Config, report: Report) -> None:
     from grille.proxy.bundle_fetch import BundleFetch, FetchError  # its HTTP client takes a while to import
 
@@ -114,8 +131,9 @@ async def _bundle_server(config: Config, report: Report) -> None:
         raw, _tag = await BundleFetch(config.policy).get()
     except FetchError as error:
         report.fail(item, str(error), "See that it answers, and that the bundle there is signed.")
-    except ConfigError:
-        report.fail(item, "not asked: the verification key cannot be used", "")
+    except ConfigError as error:
+        for problem in error.problems:
+            report.fail(item, f"{problem.key} {problem.what}", problem.fix)
     else:
         report.ok(item, f"a bundle of {len(raw)} bytes, signed with {config.policy.verification_algorithm}")
 

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -164,8 +165,9 @@ class Column(_Section, frozen=True, kw_only=True):
 class Policy(_Section, frozen=True, kw_only=True):
     """Where decisions come from."""
 
-    bundle: Path
-    """An OPA bundle (.tar.gz) built with ``opa build -t wasm``; with ``bundle_url``, where the newest one is kept."""
+    bundle: Path | None = None
+    """An OPA bundle (.tar.gz) built with ``opa build -t wasm``, evaluated in process; with ``bundle_url``, where the
+    newest one is kept."""
     bundle_url: str = ""
     """Where the bundle is fetched from (http or https); needs ``verification_key``.  Empty: somebody else writes the
     file."""
@@ -182,12 +184,19 @@ class Policy(_Section, frozen=True, kw_only=True):
     """The only algorithm that a signature may have."""
     verification_scope: str = ""
     """The scope that a signature must have; empty: none."""
+    server_url: str = ""
+    """Instead of a bundle: the rule's address in the Data API of an OPA server, like
+    ``http://127.0.0.1:8181/v1/data/grille/decision``.  Without TLS on loopback only."""
+    server_ca: Path | None = None
+    """PEM file: the CA of the OPA server's certificate; without it, the system's CAs."""
+    server_token_file: Path | None = None
+    """File whose first line is the bearer token for the OPA server; must not be readable by others."""
     entrypoint: str = "grille/decision"
-    """The rule that is asked, as given to ``opa build -e``."""
+    """The rule of a bundle that is asked, as given to ``opa build -e``."""
     timeout: Seconds = 0.25
     """Longest evaluation of one decision; then it denies."""
     reload_poll: Seconds = 1.0
-    """How often the bundle file is looked at; SIGHUP looks at once."""
+    """How often the bundle file, or the OPA server's revision, is looked at; SIGHUP looks at once."""
     cache_entries: Annotated[int, Meta(ge=0)] = 100_000
     """Decisions kept in memory a worker; 0 keeps none."""
 
@@ -438,9 +447,14 @@ def _problems(config: Config) -> Iterator[Problem]:
 
 
 def _policy(policy: Policy) -> Iterator[Problem]:
-    if not policy.bundle_url:
+    if policy.server_url:
+        yield from _policy_server(policy)
+        return
+    if policy.bundle is None:
+        yield Problem("policy.bundle", "", "is missing", "Name a bundle, or give the server_url of an OPA server.")
+    elif not policy.bundle_url:
         yield from _file("policy.bundle", policy.bundle)
-    else:
+    if policy.bundle_url:
         if not _URL.fullmatch(policy.bundle_url):
             fix = "Give it like https://bundles.example/grille/bundle.tar.gz, without user and password."
             yield Problem("policy.bundle_url", _shown(policy.bundle_url), "is not an http or https address", fix)
@@ -453,6 +467,26 @@ def _policy(policy: Policy) -> Iterator[Problem]:
         yield from _file("policy.bundle_ca", policy.bundle_ca)
     if policy.bundle_token_file is not None:
         yield from _secret("policy.bundle_token_file", policy.bundle_token_file)
+
+
+def _policy_server(policy: Policy) -> Iterator[Problem]:
+    for name in ("bundle", "bundle_url", "verification_key"):
+        if getattr(policy, name):
+            what = "cannot be combined with server_url"
+            yield Problem(f"policy.{name}", _shown(str(getattr(policy, name))), what, "Decide for one of them.")
+    found = _URL.fullmatch(policy.server_url)
+    if not found or "?" in policy.server_url:
+        fix = "Give it like http://127.0.0.1:8181/v1/data/grille/decision, without user and password."
+        yield Problem("policy.server_url", _shown(policy.server_url), "is not an http or https address", fix)
+    elif not policy.server_url.startswith("https:") and not _LOOPBACK.fullmatch(
+        urlsplit(policy.server_url).hostname or ""
+    ):
+        fix = "Use https: whoever can change an answer on its way makes the policy."
+        yield Problem("policy.server_url", _shown(policy.server_url), "has no TLS and is not on loopback", fix)
+    if policy.server_ca is not None:
+        yield from _file("policy.server_ca", policy.server_ca)
+    if policy.server_token_file is not None:
+        yield from _secret("policy.server_token_file", policy.server_token_file)
 
 
 def _listener(config: Config) -> Iterator[Problem]:

@@ -32,8 +32,10 @@ from grille.policies.decision import (
 )
 from grille.policies.pdp import (
     DecisionError,
+    LoggedDecision,
     PolicyDecisionPoint,
     PolicyUnavailable,
+    Unanswered,
     not_with_passthrough,
     obligations_not_enforced,
 )
@@ -76,6 +78,8 @@ CACHED_CHARACTERS = 1 << 26
 """Of text, in each cache keyed by texts: large statements push out small ones before memory runs out."""
 DENIAL_SECONDS = 5.0
 """Longest time that a denial is reused."""
+MAX_QUESTIONS = 1000
+"""To a policy engine that has to be waited for, before one text is prepared."""
 READY_ENTRIES = 100_000
 READY_SECONDS = 3600.0
 """How long a session command is remembered."""
@@ -389,7 +393,7 @@ class Enforcement:
             if chain is not None or stripped != decoded or "\0" in decoded or answers.may_answer(decoded):
                 return None
             all_prepared = self._prepare(agent, decoded, types, simple=False)
-        except (Refusal, UnicodeDecodeError):
+        except (Refusal, Unanswered, UnicodeDecodeError):
             return None
         (prepared,) = all_prepared
         if prepared.understood.is_template != (values is not None):
@@ -412,7 +416,10 @@ class Enforcement:
     ) -> list[Prepared]:
         """Understand and decide `text`; several statements only if `simple`.  Raises `Refusal`."""
         try:
-            return self._prepare(agent, text, tuple(types), simple)
+            try:
+                return await answered(lambda: self._prepare(agent, text, tuple(types), simple))
+            except PolicyUnavailable as error:
+                raise _no_answer(error) from None
         except Refusal as refusal:
             if refusal.template is None:
                 refusal.template = redacted(text) if len(text) <= self._max_statement else ""
@@ -575,7 +582,7 @@ class Enforcement:
 
     # Whole sessions
 
-    def connect(self, agent: Agent) -> Verdict | None:
+    async def connect(self, agent: Agent) -> Verdict | None:
         """The decision that makes an agent's session passthrough, or None: its session is governed.
 
         An engine that does not answer this question makes a governed session too, where every statement is decided.
@@ -584,7 +591,8 @@ class Enforcement:
         """
         pdp = self._pdp()
         try:
-            decision = pdp.decide(msgspec.json.encode(policy_input(agent, CONNECT)))
+            document = msgspec.json.encode(policy_input(agent, CONNECT))
+            decision = await answered(lambda: pdp.decide(document))
         except (PolicyUnavailable, DecisionError):
             return None
         if not (decision.allow and decision.passthrough):
@@ -620,13 +628,13 @@ class Enforcement:
         self._check_dates(verdict)
         return verdict
 
-    def still_passthrough(self, agent: Agent, verdict: Verdict) -> Verdict:
+    async def still_passthrough(self, agent: Agent, verdict: Verdict) -> Verdict:
         """The decision under which a passthrough session goes on.  Raises a fatal `Refusal` 57P01 if it must end."""
         try:
             if verdict.revision == self._pdp().revision:
                 self._check_dates(verdict)
                 return verdict
-            again = self.connect(agent)
+            again = await self.connect(agent)
         except Refusal as refusal:
             refusal.sqlstate = "57P01"
             raise
@@ -797,14 +805,10 @@ class Enforcement:
         document = msgspec.json.encode(policy_input(agent, operation))
         try:
             decision = pdp.decide(document)
+            if isinstance(decision, LoggedDecision):
+                identifier = decision.id
         except (PolicyUnavailable, DecisionError) as error:
-            refusal = Refusal(
-                "AC-02",
-                "The policy engine gave no usable answer, so the statement is denied.",
-                hint="Try again later, and tell the operator of this proxy.",
-                detail_for_audit=str(error),
-            )
-            raise _identified(refusal, identifier, pdp.revision) from None
+            raise _identified(_no_answer(error), identifier, pdp.revision) from None
         try:
             terms, values = self._terms(decision)
         except Refusal as refusal:
@@ -981,6 +985,28 @@ def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
         "session": {"protocol": "postgres", "database": agent.database},
         "operation": operation,
     }
+
+
+def _no_answer(error: PolicyUnavailable | DecisionError) -> Refusal:
+    return Refusal(
+        "AC-02",
+        "The policy engine gave no usable answer, so the statement is denied.",
+        hint="Try again later, and tell the operator of this proxy.",
+        detail_for_audit=str(error),
+    )
+
+
+async def answered(work: Callable[[], V]) -> V:
+    """What ``work`` returns once the policy engine has answered all that it asks.
+
+    Raises `PolicyUnavailable` if the engine's revision changes faster than it answers.
+    """
+    for _ in range(MAX_QUESTIONS):
+        try:
+            return work()
+        except Unanswered as asked:
+            await asked.answer
+    raise PolicyUnavailable("the policy engine answers under ever new revisions")
 
 
 def _condition(row_filter: Filter, relation: str, values: list[object]) -> Condition:

@@ -6,24 +6,30 @@ and runs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
 
 from grille.controls import Refusal
-from grille.policies.pdp import DecisionError, PolicyUnavailable
-from grille.policies.wasm import BundleError, WasmEngine
+from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavailable
 from grille.protocols.operation import Operation
 from grille.protocols.postgres.analysis import Sensitive
+from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import connect, read_catalog
-from grille.proxy.config import Config
-from grille.proxy.enforcement import Enforcement, Prepared, policy_input
+from grille.proxy.config import Config, Database
+from grille.proxy.enforcement import Enforcement, Prepared, answered, policy_input
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.startup import cut_comment
+
+if TYPE_CHECKING:
+    from grille.proxy.policy_server import PolicyServer
 
 
 async def explain(config: Config, spiffe_id: str, sql: str) -> int:
@@ -49,17 +55,30 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         print(f'grille: database "{database.name}" cannot be read: {error}', file=sys.stderr)
         return 1
-    bundle = BundleWatch(config.policy)
-    bundle.reload()
-    try:
-        engine = bundle.current
-    except BundleError as error:
-        print(f"grille: {error}", file=sys.stderr)
-        return 1
+    async with contextlib.AsyncExitStack() as stack:
+        policy: BundleWatch | PolicyServer
+        if config.policy.server_url:
+            from grille.proxy.policy_server import PolicyServer  # its HTTP client takes a while to import
+
+            policy = PolicyServer(config.policy)
+            stack.push_async_callback(policy.close)
+            await policy.look()
+        else:
+            policy = BundleWatch(config.policy)
+            policy.reload()
+        if policy.problem:
+            print(f"grille: {policy.problem}", file=sys.stderr)
+            return 1
+        return await _explain(config, agent, database, catalog, lambda: policy.current, sql)
+
+
+async def _explain(
+    config: Config, agent: Agent, database: Database, catalog: Catalog, pdp: Callable[[], PolicyDecisionPoint], sql: str
+) -> int:
     domains = {each.name: each.token_domain for each in config.transformations}
     enforcement = Enforcement(
         catalog=lambda: catalog,
-        pdp=lambda: engine,
+        pdp=pdp,
         provider=keys.token_provider(config),
         sensitive={
             column.name: Sensitive(column.transformation, domains.get(column.transformation or ""))
@@ -70,28 +89,29 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
     )
     print(f"agent       {agent.spiffe_id} -> database {agent.database}")
     print(f"catalogue   epoch {catalog.epoch}, server {catalog.server_version}")
-    print(f"policy      revision {engine.revision}")
+    print(f"policy      revision {pdp().revision}")
     text, chain = cut_comment(sql)
     if chain is not None:
         print(f"chain       {msgspec.json.encode(chain).decode()}")
     try:
         all_prepared = await enforcement.prepare(agent, text, simple=True)
     except Refusal as refusal:
-        _print_refusal(agent, refusal, engine)
+        await _print_refusal(agent, refusal, pdp)
         return 1
     for prepared in all_prepared:
         _print_prepared(agent, prepared)
     return 0
 
 
-def _print_refusal(agent: Agent, refusal: Refusal, engine: WasmEngine) -> None:
+async def _print_refusal(agent: Agent, refusal: Refusal, pdp: Callable[[], PolicyDecisionPoint]) -> None:
     operation = refusal.operation
     if isinstance(operation, Operation):
         _print_json("operation", operation)
         document = policy_input(agent, operation)
         _print_json("policy input", document)
         try:
-            _print_json("decision", engine.decide(msgspec.json.encode(document)))
+            encoded = msgspec.json.encode(document)
+            _print_json("decision", await answered(lambda: pdp().decide(encoded)))
         except (PolicyUnavailable, DecisionError) as error:
             print(f"\ndecision\n  none: {error}")
     print(f"\nDENIED      {refusal.sqlstate} [{refusal.control}] {refusal.message}")

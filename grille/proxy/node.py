@@ -220,7 +220,7 @@ class Node:
                 loop.add_signal_handler(name, self._drain)
             loop.add_signal_handler(signal.SIGHUP, self._reload)
             if self._fetch is not None:
-                if not await self._fetch.fetch() and not self._config.policy.bundle.is_file():
+                if not await self._fetch.fetch() and not self._fetch.has_one:
                     log.error("there is no policy bundle to start with")
                     return UNUSABLE
                 stack.push_async_callback(_cancelled, asyncio.create_task(self._fetch.watch()))

@@ -366,7 +366,7 @@ class Passthrough:
             return
         if not self._open:
             self._check_end()
-            self._verdict = self._enforcement.still_passthrough(self._agent, self._verdict)
+            self._verdict = await self._enforcement.still_passthrough(self._agent, self._verdict)
             self._open = True
         self._take(message, kind, payload)
         if after is state.State.ANSWERING:
@@ -638,7 +638,7 @@ class Passthrough:
             await self._keep_intents()
         else:
             # What comes unasked (a notification) is for passthrough sessions only.
-            self._verdict = self._enforcement.still_passthrough(self._agent, self._verdict)
+            self._verdict = await self._enforcement.still_passthrough(self._agent, self._verdict)
         out, self._out = self._out, bytearray()
         self._early = self._open
         self._stream.send(bytes(out))

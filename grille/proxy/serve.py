@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import msgspec
@@ -58,6 +58,9 @@ from grille.proxy.telemetry import Metrics, start_logging
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamPool
 
+if TYPE_CHECKING:
+    from grille.proxy.policy_server import PolicyServer
+
 log = logging.getLogger("grille.worker")
 
 RETRY_SECONDS: Final = 1.0
@@ -88,10 +91,16 @@ class Worker:
             self._certificates = Certificates(config.listener, config.trust_domains, on_reload=self._on_certificates)
         except CertificateError as error:
             raise ConfigError("listener", [Problem("listener", "", str(error), "")]) from None
-        self._bundle = BundleWatch(config.policy, self._on_bundle)
-        if not self._bundle.reload():
-            fix = f"Build it anew: opa build -t wasm -e {config.policy.entrypoint} --revision NAME ..."
-            raise ConfigError("policy", [Problem("policy.bundle", "", self._bundle.problem, fix)])
+        self._policy: BundleWatch | PolicyServer
+        if config.policy.server_url:
+            from grille.proxy.policy_server import PolicyServer  # its HTTP client takes a while to import
+
+            self._policy = PolicyServer(config.policy, self._on_policy)
+        else:
+            self._policy = BundleWatch(config.policy, self._on_policy)
+            if not self._policy.reload():
+                fix = f"Build it anew: opa build -t wasm -e {config.policy.entrypoint} --revision NAME ..."
+                raise ConfigError("policy", [Problem("policy.bundle", "", self._policy.problem, fix)])
         self._catalogs = {
             database.name: CatalogWatch(database, self._on_catalog(database)) for database in config.databases
         }
@@ -123,6 +132,8 @@ class Worker:
             found.append(f"audit: {self._audit_problem}")
         elif problem := self._audit_state(self._recorder):
             found.append(f"audit: {problem}")
+        if self.config.policy.server_url and self._policy.problem:
+            found.append(f"policy: {self._policy.problem}")
         if self._certificates.not_after <= dt.datetime.now(dt.UTC):
             found.append("certificate: it has expired")
         for name in self._catalogs:
@@ -159,7 +170,7 @@ class Worker:
             for pipes in self._pipes.values():
                 stack.push_async_callback(pipes.close)
             tasks = [
-                asyncio.create_task(self._bundle.watch()),
+                asyncio.create_task(self._policy.watch()),
                 asyncio.create_task(self._certificates.watch()),
                 *(asyncio.create_task(self._watch_catalog(each.name, each)) for each in self.config.databases),
             ]
@@ -203,7 +214,7 @@ class Worker:
 
     def reload(self) -> None:
         """Look at the policy bundle and the certificates now."""
-        self._bundle.reload()
+        self._policy.reload()
         self._certificates.reload()
 
     def begin_drain(self, seconds: float | None = None) -> None:
@@ -249,7 +260,7 @@ class Worker:
                     await asyncio.wait_for(self._stopped.wait(), RETRY_SECONDS)
                 continue
             self._recorder = Recorder(spool, settings)
-            self._recorder.policy_revision = self._bundle.revision
+            self._recorder.policy_revision = self._policy.revision
             return self._recorder
         return None
 
@@ -312,7 +323,7 @@ class Worker:
             enforcement={
                 database.name: Enforcement(
                     catalog=self._catalog_of(database.name),
-                    pdp=lambda: self._bundle.current,
+                    pdp=lambda: self._policy.current,
                     provider=self._provider,
                     sensitive=sensitive,
                     functions=database.functions,
@@ -357,11 +368,11 @@ class Worker:
             log.error("new certificates cannot be used; the old ones stay", extra={"fields": {"problem": problem}})
             self._note("certificates-refused", problem)
 
-    def _on_bundle(self, name: str, text: str) -> None:
+    def _on_policy(self, name: str, text: str) -> None:
         if name == "bundle":
-            log.info("a policy bundle is in force", extra={"fields": {"revision": self._bundle.revision}})
+            log.info("a policy bundle is in force", extra={"fields": {"revision": self._policy.revision}})
             if self._recorder is not None:
-                self._recorder.policy_revision = self._bundle.revision
+                self._recorder.policy_revision = self._policy.revision
         else:
             log.error("a new policy bundle cannot be used; the old one stays", extra={"fields": {"problem": text}})
         self._note(name, text)
@@ -433,9 +444,9 @@ class Worker:
         for name, pipes in self._pipes.items():
             metrics.pool.labels(name, "shared").set(pipes.open)
         metrics.bundle_info.clear()
-        metrics.bundle_info.labels(self._bundle.revision).set(1)
-        metrics.bundle_last_success.set(self._bundle.last_success)
-        self._follow(metrics.bundle_failures, self._bundle.failures)
+        metrics.bundle_info.labels(self._policy.revision).set(1)
+        metrics.bundle_last_success.set(self._policy.last_success)
+        self._follow(metrics.bundle_failures, self._policy.failures)
         metrics.certificate_not_after.labels("listener").set(self._certificates.not_after.timestamp())
         recorder = self._recorder
         metrics.audit_healthy.set(recorder is not None and not self._audit_state(recorder))

@@ -322,7 +322,7 @@ class Session:
         if not isinstance(first, StartupMessage):
             raise ProtocolViolation("a startup message was expected")
         version = first.major << 16 | first.minor
-        verdict = self._enforcement.connect(self.agent)
+        verdict = await self._enforcement.connect(self.agent)
         reported: dict[str, str] = {}
         process_id: int | None = None
         if verdict is not None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from grille.proxy.authority import Authority
 from grille.proxy.check import check
@@ -156,6 +158,30 @@ async def test_a_bundle_that_is_none(setting: Setting) -> None:
     (failed,) = failures((await setting.check((shipped, f"bundle = {json.dumps(str(bundle))}")))[1])
     assert failed.startswith(f"FAIL policy bundle {bundle}: ")
     assert "opa build -t wasm" in failed
+
+
+async def test_a_policy_server_and_a_bundle_server_that_are_not_there(setting: Setting) -> None:
+    await setting.check()
+    shipped = next(line for line in setting.files.config.read_text().splitlines() if "demo.tar.gz" in line)
+    url = "http://127.0.0.1:1/v1/data/grille/decision"
+    (failed,) = failures((await setting.check((shipped, f'server_url = "{url}"')))[1])
+    assert failed.startswith(
+        f"FAIL policy server {url}: {url}: the policy server cannot be asked: ClientConnectorError"
+    )
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    public = setting.directory / "policy.pub.pem"
+    public.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    settings = (
+        f'bundle = "kept.tar.gz"\nbundle_url = "http://127.0.0.1:1/b"\nverification_key = {json.dumps(str(public))}'
+    )
+    (failed,) = failures((await setting.check((shipped, settings + '\nverification_algorithm = "ES256"')))[1])
+    assert failed.startswith("FAIL bundle server http://127.0.0.1:1/b: http://127.0.0.1:1/b: ClientConnectorError")
+    (failed,) = failures((await setting.check((shipped, settings)))[1])
+    assert "its key is not one for RS256" in failed
+    (failed,) = failures(
+        (await setting.check((shipped, f"{shipped}\nverification_key = {json.dumps(str(public))}")))[1]
+    )
+    assert "policy.verification_key" in failed
 
 
 async def test_an_entrypoint_that_is_missing(setting: Setting) -> None:

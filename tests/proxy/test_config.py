@@ -195,6 +195,28 @@ BAD = [
     ('"bundle.tar.gz"', "7", "policy.bundle", "7", "file name in quotes"),
     ('"audit"', '"audit.key"', "audit.directory", "audit.key", "Name a directory"),
     ("[policy]\n", "[policy]\ntimeout = 0\n", "policy.timeout", "0", "> 0"),
+    ('bundle = "bundle.tar.gz"', "", "policy.bundle", "is missing", "server_url"),
+    ("[policy]\n", '[policy]\nserver_url = "http://127.0.0.1:8181/v1/data/x"\n', "policy.bundle", "combined", "one of"),
+    *(
+        ('bundle = "bundle.tar.gz"', f'server_url = "{url}"', "policy.server_url", what, fix)
+        for url, what, fix in (
+            ("http://opa.example/v1/data/x", "no TLS", "Use https"),
+            ("http://127.0.0.1.example/v1/data/x", "no TLS", "Use https"),
+            ("http://user:password@127.0.0.1/v1/data/x", "is not an http", "without user"),
+            ("https://opa.example/v1/data/x?pretty", "is not an http", "Give it like"),
+            ("ftp://127.0.0.1/x", "is not an http", "Give it like"),
+        )
+    ),
+    (
+        "[policy]\n",
+        '[policy]\nbundle_url = "https://b.example/x"\n',
+        "policy.verification_key",
+        "missing",
+        "signing-key",
+    ),
+    ("[policy]\n", '[policy]\nbundle_url = "file:///b"\n', "policy.bundle_url", "file:///b", "Give it like https"),
+    ("[policy]\n", '[policy]\nverification_algorithm = "HS256"\n', "policy.verification_algorithm", "HS256", "RS256"),
+    ("[policy]\n", '[policy]\nverification_key = "absent.pem"\n', "policy.verification_key", "absent.pem", "Create"),
     ("[policy]", "[polcy]", "polcy", "a table", "Did you mean policy?"),
     ("[policy]", "[extra]\n[policy]", "extra", "a table", "one of: listener"),
 ]

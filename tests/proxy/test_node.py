@@ -32,6 +32,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from grille.audit.encoding import decode
+from grille.audit.records import EVENT, scan
+from grille.policies.bundles.build import find_opa
 from grille.protocols.postgres.messages import CancelRequest, StartupMessage
 from grille.proxy.config import load
 from grille.proxy.demo import bank
@@ -42,6 +45,7 @@ from grille.proxy.node import Ask, Cancel, Datagram, Drain, LocalSocket, Reload,
 from grille.proxy.serve import Worker
 from grille.proxy.telemetry import Metrics
 from tests.bundles import revised, signed
+from tests.opa import Opa
 
 DEADLINE = 20.0
 
@@ -490,6 +494,52 @@ def test_a_node_follows_its_bundle_server_and_starts_without_it(
     without = serve(settings)
     assert without.end() == 2
     without.said("there is no policy bundle to start with")
+
+
+@pytest.fixture
+def opa(tmp_path: Path) -> Iterator[Opa]:
+    program = find_opa()
+    if program is None:
+        pytest.skip("the opa program is not installed: go install github.com/open-policy-agent/opa@v1.22.2")
+    made = Opa(program, tmp_path)
+    yield made
+    made.stop()
+
+
+def test_an_opa_server_decides(serve: Callable[..., Running], small_bank: Bank, opa: Opa) -> None:
+    line, _ = shipped_bundle(small_bank)
+    opa.start("first")
+    running = serve((line, f'server_url = "{opa.url}"\nreload_poll = 0.1\ntimeout = 5'))
+    running.ready()
+    count = "SELECT count(*) FROM customers"
+    with running.connect(autocommit=True) as agent:
+        assert agent.execute(count).fetchone() == (10,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as denied:
+            agent.execute("SELECT * FROM customer_export")
+        assert "AC-" in str(denied.value)
+        opa.stop()
+        running.until("/readyz", lambda status, text: status == 503 and "policy: " in text)
+        assert agent.execute(count).fetchone() == (10,)  # decided before
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="AC-02"):
+            agent.execute("SELECT name FROM customers")
+        opa.start("second")
+        running.until("/metrics", lambda _, text: 'grille_bundle_info{revision="policy=second"' in text)
+        running.ready()
+        assert agent.execute("SELECT name FROM customers WHERE id = 1").fetchone() == ("name 1",)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    opa.stop()
+    events = [
+        decode(record.payload)
+        for path in small_bank.directory.rglob("*.seg")
+        for record in scan(path.read_bytes())
+        if record.kind == EVENT
+    ]
+    verdicts = [event.verdict for event in events if event.kind == "statement" and event.verdict is not None]
+    logged = [verdict for verdict in verdicts if verdict.control != "AC-02"]
+    assert {verdict.revision for verdict in logged} == {"policy=first", "policy=second"}
+    assert {verdict.id for verdict in logged} <= opa.decided()
+    assert len(logged) < len(verdicts)
 
 
 def test_a_configuration_that_cannot_work_ends_the_node_with_status_2(
