@@ -13,7 +13,7 @@ HOT = """
     protocols/postgres/framing protocols/postgres/messages protocols/postgres/state protocols/postgres/pipeline
     protocols/postgres/lexer protocols/postgres/codecs tokenization/ff1
     audit/chain audit/records audit/encoding audit/fused audit/spool
-    proxy/relay proxy/fastpath proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement
+    proxy/relay proxy/fastpath proxy/pipe proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement
 """.split()
 
 

@@ -34,7 +34,6 @@ from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import CatalogWatch
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
-from grille.proxy.fastpath import SharedPipes, Turn
 from grille.proxy.identity import Registry
 from grille.proxy.listener import Listener
 from grille.proxy.node import (
@@ -51,6 +50,7 @@ from grille.proxy.node import (
     Started,
     worker_name,
 )
+from grille.proxy.pipe import SharedPipes, Turn
 from grille.proxy.recorder import Recorder
 from grille.proxy.services import CancelTable, Quotas, Services
 from grille.proxy.session import Session

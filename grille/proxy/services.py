@@ -16,7 +16,7 @@ from grille.policies.decision import Limits
 from grille.protocols.postgres.messages import BackendKeyData
 from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement
-from grille.proxy.fastpath import SharedPipes
+from grille.proxy.pipe import SharedPipes
 from grille.proxy.recorder import Recorder
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import UpstreamPool

@@ -58,7 +58,7 @@ _CANCEL_ATTEMPTS: Final = 3
 _CANCEL_PATIENCE: Final = 0.5
 
 if TYPE_CHECKING:
-    from grille.proxy.fastpath import Pipe
+    from grille.proxy.pipe import Pipe
 
 Connection = TypeVar("Connection", bound="UpstreamConnection")
 Profile = tuple[tuple[str, str], ...]

@@ -52,10 +52,11 @@ from grille.protocols.postgres.messages import (
 from grille.protocols.postgres.rewrite import EncodeSlot, Plan, Transform
 from grille.protocols.postgres.statement import SessionCommand
 from grille.proxy import fastpath, upstream
+from grille.proxy import pipe as pipes
 from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
 from grille.proxy.enforcement import Prepared, Ready, Understood
-from grille.proxy.fastpath import SharedPipes, Turn
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
+from grille.proxy.pipe import SharedPipes, Turn
 from grille.proxy.recorder import Recorder
 from grille.proxy.services import CancelTable, Quotas, Services
 from grille.proxy.session import Session
@@ -511,7 +512,7 @@ class Bank:
 class Scripted:
     """Every text of one word and a value is a plan of its own; the value is a parameter."""
 
-    def connect(self, agent: Agent) -> None:
+    async def connect(self, agent: Agent) -> None:
         """Every session is governed."""
 
     def renew(self) -> int:
@@ -1246,7 +1247,7 @@ def test_stale_plan(lab: Lab) -> None:
 def test_a_statement_that_the_session_closed_on_its_connection(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both paths use one private connection, and its statements are what the server says they are."""
     monkeypatch.setattr(upstream, "STATEMENT_LIMIT", 4)
-    monkeypatch.setattr(fastpath, "STATEMENT_LIMIT", 4)
+    monkeypatch.setattr(pipes, "STATEMENT_LIMIT", 4)
 
     async def play(world: World) -> None:
         client = await world.client("A")
@@ -1263,7 +1264,7 @@ def test_a_statement_that_the_session_closed_on_its_connection(lab: Lab, monkeyp
 
 
 def test_a_lost_pipe_leaves_nobody_waiting(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastpath, "PIPE_DEPTH", 1)
+    monkeypatch.setattr(pipes, "PIPE_DEPTH", 1)
 
     async def play(world: World) -> None:
         clients = [await world.client(name) for name in "ABCD"]
@@ -1280,7 +1281,7 @@ def test_a_lost_pipe_leaves_nobody_waiting(lab: Lab, monkeypatch: pytest.MonkeyP
 
 def test_a_client_that_was_paused_is_read_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """What arrives while there is no room is bounded; once there is room again, reading goes on."""
-    monkeypatch.setattr(fastpath, "PIPE_DEPTH", 1)
+    monkeypatch.setattr(pipes, "PIPE_DEPTH", 1)
 
     async def play(world: World) -> None:
         a, b = await world.client("A"), await world.client("B")
@@ -1301,7 +1302,7 @@ def test_a_client_that_was_paused_is_read_again(lab: Lab, monkeypatch: pytest.Mo
 
 def test_an_overloaded_pipe_answers_within_the_queue_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Being overtaken does not start the wait anew, and the wait for a connection of one's own is part of it."""
-    monkeypatch.setattr(fastpath, "PIPE_DEPTH", 1)
+    monkeypatch.setattr(pipes, "PIPE_DEPTH", 1)
 
     async def play(world: World) -> None:
         world.bank.hold_private = True
@@ -1333,7 +1334,7 @@ def test_fairness(lab: Lab) -> None:
         await world.loop.settle()
         (pipe,) = world.bank.pipes
         ahead = sum(data[:1] == b"Z" for data in pipe.out)
-        assert ahead <= fastpath.AGENT_DEPTH + 1
+        assert ahead <= pipes.AGENT_DEPTH + 1
         b.send(simple("echo", "B0").data)
         await world.loop.settle()
         for _ in range(ahead + 1):
@@ -1349,7 +1350,7 @@ def test_fairness(lab: Lab) -> None:
 
 def test_fairness_among_those_who_wait(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits is served in turn by agent."""
-    monkeypatch.setattr(fastpath, "PIPE_DEPTH", 4)
+    monkeypatch.setattr(pipes, "PIPE_DEPTH", 4)
 
     async def play(world: World) -> None:
         many = [await world.client("A") for _ in range(10)]
@@ -1506,16 +1507,16 @@ def test_a_pipe_that_is_lost_is_opened_again(lab: Lab) -> None:
         for turn in range(3):
             clients = [await world.client("A") for _ in range(2)]
             for client in clients:
-                client.send(*(simple("echo", f"A{turn}.{n}").data for n in range(fastpath.AGENT_DEPTH // 2)))
+                client.send(*(simple("echo", f"A{turn}.{n}").data for n in range(pipes.AGENT_DEPTH // 2)))
             await world.loop.settle()
             (pipe,) = world.bank.pipes
-            assert len(pipe.out) > fastpath.AGENT_DEPTH
+            assert len(pipe.out) > pipes.AGENT_DEPTH
             pipe.lose()
             await world.finish()
             for client in clients:
-                assert len(client.take()) == fastpath.AGENT_DEPTH // 2
+                assert len(client.take()) == pipes.AGENT_DEPTH // 2
             await world.open_pipes()
-            await world.loop.settle(fastpath.REOPEN_SECONDS)
+            await world.loop.settle(pipes.REOPEN_SECONDS)
         assert world.pipes.lost == 3
         assert shown(await clients[0].ask(Query("echo 'A9'"))) == "T D:A9 C Z"
         assert world.bank.executed[-1] == ("echo", "A9", True)
@@ -1607,10 +1608,10 @@ def test_client_settings(lab: Lab) -> None:
         assert [tag for _, tag, shared in world.bank.executed if shared] == ["A1", "B1"]
         assert [pipe.parameters["TimeZone"] for pipe in world.bank.pipes] == ["UTC", "Asia/Tokyo"]
         assert [pipe.seen.count("E") for pipe in world.bank.pipes] == [1, 1]
-        for number in range(2 * fastpath.PIPE_PROFILES):
+        for number in range(2 * pipes.PIPE_PROFILES):
             other = await world.client("C", TimeZone=f"Zone/{number}")
             assert shown(await other.ask(Query(f"echo 'C{number}'"))) == f"T D:C{number} C Z"
-        assert len(world.bank.pipes) == fastpath.PIPE_PROFILES
+        assert len(world.bank.pipes) == pipes.PIPE_PROFILES
 
     lab.run(play)
 
@@ -1637,7 +1638,7 @@ def test_statement_names(lab: Lab) -> None:
 
 def test_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe keeps so many statements, and closes the one that was used longest ago."""
-    monkeypatch.setattr(fastpath, "STATEMENT_LIMIT", 3)
+    monkeypatch.setattr(pipes, "STATEMENT_LIMIT", 3)
 
     async def play(world: World) -> None:
         client = await world.client("A")

@@ -12,7 +12,7 @@ from grille.protocols.postgres.messages import Bind, ErrorResponse, Execute, Par
 from grille.protocols.postgres.pipeline import Expectation, Request
 from grille.proxy.config import Database
 from grille.proxy.demo.cluster import Cluster
-from grille.proxy.fastpath import Pipe, SharedPipes, Turn
+from grille.proxy.pipe import Pipe, SharedPipes, Turn
 from grille.proxy.upstream import UpstreamLost
 
 DEADLINE = 10.0

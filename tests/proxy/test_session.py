@@ -67,7 +67,7 @@ class Scripted:
         self.release_with: Callable[[list[list[bytes | None]]], list[list[bytes | None]]] = lambda rows: rows
         self.generation = 0
 
-    def connect(self, agent: Agent) -> None:
+    async def connect(self, agent: Agent) -> None:
         """Every session is governed."""
 
     def type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
