@@ -105,6 +105,7 @@ cdef class Lane:
     cdef bint _waiting
     cdef double _wait_until
     cdef bint _waited
+    cdef object _waiter
     cdef object _timer
     cdef list _out
     cdef bint _entered

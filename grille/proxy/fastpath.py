@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from grille.proxy.enforcement import Enforcement, Ready
     from grille.proxy.session import Session
     from grille.proxy.startup import Settings
+    from grille.proxy.upstream import Waiter
 
 MAX_UNIT_BYTES: Final = 64 * 1024
 MAX_STATEMENTS: Final = 64
@@ -338,7 +339,10 @@ class Unit:
     def cancel(self) -> None:
         """End it early."""
         pipe = self.pipe
-        if pipe is None or self.cancelling or self.answered_at:
+        if self.cancelling or self.answered_at:
+            return
+        if pipe is None:
+            self.lane.withdraw(self)
             return
         self.cancelling = True
         if pipe.shared:
@@ -394,6 +398,8 @@ class Lane:
         """There was no room on the shared pipes."""
         self._wait_until = 0.0
         """Loop time until which the next unit may wait for room; 0: it has not begun to."""
+        self._waiter: Waiter | None = None
+        """In the queue for a connection."""
         self._waited = False
         """The session's next statement has waited for room."""
         self._timer: asyncio.TimerHandle | None = None
@@ -846,6 +852,7 @@ class Lane:
             return
 
         def lent(connection: UpstreamConnection | None, error: Exception | None) -> None:
+            self._waiter = None
             if connection is None:
                 self._refuse(unit, error if isinstance(error, Refusal) else UpstreamLost(type(error).__name__))
             elif self._closed:
@@ -856,7 +863,22 @@ class Lane:
                     session.hold(connection)
                 self._own(unit, connection)
 
-        self._pool.lend(lent, profile=self._profile(), borrower=self._spiffe_id)
+        self._waiter = self._pool.lend(lent, profile=self._profile(), borrower=self._spiffe_id)
+
+    def withdraw(self, unit: Unit) -> None:
+        """Cancel a unit that waits for a connection."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._pool.withdraw(waiter)
+            self._refuse(
+                unit,
+                Refusal(
+                    "UP-01",
+                    "canceled by its client while it waited for a connection to the database",
+                    sqlstate="57014",
+                    hint="Nothing was executed.",
+                ),
+            )
 
     def _own(self, unit: Unit, connection: UpstreamConnection) -> None:
         """Send a unit on a connection that is its own, or its session's."""

@@ -520,7 +520,7 @@ Lent = Callable[["UpstreamConnection | None", Exception | None], None]
 """Is given the connection, or why there is none."""
 
 
-class _Waiter:
+class Waiter:
     """Somebody who waits for a place."""
 
     __slots__ = ("borrower", "done", "kind", "profile", "timer")
@@ -545,7 +545,7 @@ class UpstreamPool:
         self._idle: deque[UpstreamConnection] = deque()
         self._in_use: set[UpstreamConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
-        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[Waiter]] = OrderedDict()
         self._waiting = 0
         self._opened = 0
         self._failed = 0
@@ -613,12 +613,12 @@ class UpstreamPool:
         borrower: str = "",
         timeout: float | None = None,
         kind: type[UpstreamConnection] | None = None,
-    ) -> _Waiter | None:
+    ) -> Waiter | None:
         """`acquire` for a caller that is called back, at once if a connection is idle."""
         if self._closing:
             done(None, _closing())
             return None
-        waiter = _Waiter(borrower, profile, done, kind or UpstreamConnection)
+        waiter = Waiter(borrower, profile, done, kind or UpstreamConnection)
         if self._free and not self._queues:
             self._free -= 1
             self._serve(waiter)
@@ -632,7 +632,7 @@ class UpstreamPool:
         waiter.timer = asyncio.get_running_loop().call_later(limit, self._expire, waiter, limit)
         return waiter
 
-    def _expire(self, waiter: _Waiter, limit: float) -> None:
+    def _expire(self, waiter: Waiter, limit: float) -> None:
         done = waiter.done
         self._forget(waiter)
         if done is not None:
@@ -646,7 +646,11 @@ class UpstreamPool:
                 ),
             )
 
-    def _forget(self, waiter: _Waiter) -> None:
+    def withdraw(self, waiter: Waiter) -> None:
+        """The caller of `lend` does not want a connection any more: it is not called back, if it was not yet."""
+        self._forget(waiter)
+
+    def _forget(self, waiter: Waiter) -> None:
         """Take a waiter out of its queue, if it is still in it."""
         if waiter.done is None:
             return
@@ -674,7 +678,7 @@ class UpstreamPool:
             waiter.timer.cancel()
         self._serve(waiter)
 
-    def _serve(self, waiter: _Waiter) -> None:
+    def _serve(self, waiter: Waiter) -> None:
         """Give a waiter, for whom a place is taken, its connection."""
         connection = self._take_idle(waiter.profile) if waiter.kind is UpstreamConnection else None
         if connection is not None:
@@ -686,7 +690,7 @@ class UpstreamPool:
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    def _hand_over(self, waiter: _Waiter, connection: UpstreamConnection) -> None:
+    def _hand_over(self, waiter: Waiter, connection: UpstreamConnection) -> None:
         self._in_use.add(connection)
         self._all_returned.clear()
         done, waiter.done = waiter.done, None
@@ -751,7 +755,7 @@ class UpstreamPool:
                 return connection
         return None
 
-    async def _open(self, waiter: _Waiter) -> None:
+    async def _open(self, waiter: Waiter) -> None:
         try:
             connection = await waiter.kind.open(self._database, waiter.profile)
         except BaseException as error:

@@ -1144,6 +1144,41 @@ def test_cancel_never_reaches_a_shared_pipe(lab: Lab) -> None:
     lab.run(play)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_cancel_of_what_waits_for_a_connection(lab: Lab, begun: bool) -> None:
+    """It is answered at once and never runs; who stands behind it in the queue gets the connection."""
+
+    async def play(world: World) -> None:
+        world.bank.hold_private = True
+        a, b, c = [await world.client(name) for name in "ABC"]
+        c.send(simple("insert", "C0").data)  # the only connection
+        await world.loop.settle()
+        if begun:
+            a.send(Query("begin"))
+            await world.loop.settle()
+            assert [shown(unit) for unit in a.take()] == ["C ZT"]
+        a.send(simple("insert", "A0").data)
+        b.send(simple("insert", "B0").data)
+        await world.loop.settle()
+        assert world.services.cancels.cancel(struct.unpack("!i", a.key[:4])[0], a.key[4:])
+        await world.loop.settle()
+        assert [shown(unit) for unit in a.take()] == ["E:57014 ZE" if begun else "E:57014 Z"]
+        assert not world.bank.cancels
+        world.bank.hold_private = False
+        world.bank.private[0].pump()
+        await world.finish()
+        assert [shown(unit) for client in (b, c) for unit in client.take()] == ["C Z", "C Z"]
+        assert {tag for _, tag, _ in world.bank.executed} >= {"B0", "C0"}
+        assert "A0" not in {tag for _, tag, _ in world.bank.executed}
+        if begun:
+            assert shown(await a.ask(Query("rollback"))) == "C Z"
+        assert shown(await a.ask(Query("insert 'A1'"))) == "C Z"
+        told = [event.outcome.status for event in world.recorder.events if event.outcome is not None]
+        assert "denied" in told
+
+    lab.run(play, pool_size=1)
+
+
 def test_cancel_of_a_private_connection_is_over_before_anything_more_is_sent(lab: Lab) -> None:
     async def play(world: World) -> None:
         world.bank.hold_cancels = True
