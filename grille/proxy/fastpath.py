@@ -804,15 +804,23 @@ class Lane:
     def _enter(self, items: list[Item]) -> bool:
         """Count the unit against its agent's limits.  False if the session has to refuse it."""
         quotas = self._services.quotas
+        counted = 0
         try:
             if not self._entered:
                 quotas.enter(self._spiffe_id, items[0].ready.prepared.limits)
                 self._entered = True
             for item in items:
                 quotas.count(self._spiffe_id, item.ready.prepared.limits)
+                counted += 1
         except Refusal:
+            self._uncount(items[:counted])
             return False
         return True
+
+    def _uncount(self, items: list[Item]) -> None:
+        """The session counts these, when it runs them."""
+        for item in items:
+            self._services.quotas.uncount(self._spiffe_id, item.ready.prepared.limits)
 
     def _begin(self, unit: Unit) -> None:
         """The unit is in flight from here on."""
@@ -1100,6 +1108,7 @@ class Lane:
     def _run_again(self, unit: Unit) -> None:
         """Leave the unit, and all behind it, to the session."""
         unit.again = unit.over = self._failing = self._slow = True
+        self._uncount(unit.items)
         for item in unit.items:
             if item.intent:  # it was not sent again under this intent
                 unit.outcome = Run(self._portal(item))

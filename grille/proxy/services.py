@@ -109,6 +109,12 @@ class Quotas:
             )
         self._buckets[spiffe_id] = (tokens - 1, now)
 
+    def uncount(self, spiffe_id: str, limits: Limits) -> None:
+        """Take back one `count`: the statement is counted again when it runs."""
+        found = self._buckets.get(spiffe_id)
+        if limits.statements_per_minute is not None and found is not None:
+            self._buckets[spiffe_id] = (found[0] + 1, found[1])
+
     def enter(self, spiffe_id: str, limits: Limits) -> None:
         """Count a session that begins to run statements; pairs with `leave`.  Raises `Refusal` AC-06."""
         running = self._running.get(spiffe_id, 0)

@@ -1559,6 +1559,26 @@ def test_a_pipe_that_is_lost_is_opened_again(lab: Lab) -> None:
     lab.run(play)
 
 
+def test_what_runs_again_is_counted_once(lab: Lab) -> None:
+    """Against statements_per_minute; so is a unit of which only the first statements may still run."""
+
+    async def play(world: World) -> None:
+        world.scripted.limits["echo"] = Limits(statements_per_minute=3)
+        client = await world.client("A", "echo")
+        client.send(simple("echo", "A0").data)
+        await world.loop.settle()
+        world.bank.pipes[0].lose()
+        await world.finish()
+        assert [shown(unit) for unit in client.take()] == ["T D:A0 C Z"]
+        unit = bound(("echo", "A1"), ("echo", "A2"), ("echo", "A3"))
+        client.send(unit.data)
+        await world.finish()
+        (reply,) = client.take()
+        assert shown(reply) == "2 D:A1 C 2 D:A2 C 2 E:53400 Z"
+
+    lab.run(play)
+
+
 @pytest.mark.parametrize("word", ["slow", "locked", "retry"])
 def test_locks_and_slow_statements_run_again_privately(lab: Lab, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(world: World) -> None:
