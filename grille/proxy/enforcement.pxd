@@ -19,3 +19,4 @@ cdef class Ready:
 cdef class _Shape:
     cdef public tuple taken
     cdef public tuple kept
+    cdef public tuple signed

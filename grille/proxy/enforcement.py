@@ -90,6 +90,8 @@ CONNECT = Operation("connect")
 
 K = TypeVar("K")
 V = TypeVar("V")
+_Positions = tuple[frozenset[int], frozenset[int]]
+_NO_POSITIONS: _Positions = (frozenset(), frozenset())
 
 
 class Lru(Generic[K, V]):
@@ -263,11 +265,13 @@ class Ready:
 class _Shape:
     """What all texts have in common that differ in plain constants of the same classes only."""
 
-    __slots__ = ("kept", "taken")
+    __slots__ = ("kept", "signed", "taken")
 
-    def __init__(self, taken: tuple[int, ...], kept: tuple[int, ...]) -> None:
+    def __init__(self, taken: tuple[int, ...], kept: tuple[int, ...], signed: tuple[int, ...] = ()) -> None:
         self.taken = taken
         """Which constants become parameters, in the order of the parameters."""
+        self.signed = signed
+        """Which parameters, counted from 0, are negative: the minus stands before the constant."""
         self.kept = kept
         """Which constants belong to the statement."""
 
@@ -304,8 +308,8 @@ class Enforcement:
         self._epoch = ""
         self._resolver: Resolver | None = None
         self._purity: Purity | None = None
-        self._positions: Lru[object, frozenset[int]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
-        """Masked tokens -> which constants become parameters."""
+        self._positions: Lru[object, _Positions] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
+        """Masked tokens -> which constants become parameters, and which of them with the minus before them."""
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
@@ -338,6 +342,8 @@ class Enforcement:
             key: object = (agent.fingerprint, pieces, classes, kept)
             if shape.taken:
                 values = [value[1:-1] if value[0] == _QUOTE else value for n in shape.taken if (value := constants[n])]
+                for n in shape.signed:
+                    values[n] = b"-" + values[n]
         else:
             key = (agent.fingerprint, text, types)
         found = self._ready.peek(key)
@@ -377,12 +383,14 @@ class Enforcement:
                 return nothing
         except Refusal:
             return nothing
-        positions = self._positions.get(lexed.key) or frozenset()
+        positions, signed = self._positions.get(lexed.key) or _NO_POSITIONS
         where = {index: number for number, index in places.items()}
         if not positions <= where.keys():
             return nothing
-        taken = tuple(where[index] for index in sorted(positions))
-        return _Shape(taken, tuple(number for number in range(count) if number not in taken))
+        ordered = sorted(positions)
+        taken = tuple(where[index] for index in ordered)
+        kept = tuple(number for number in range(count) if number not in taken)
+        return _Shape(taken, kept, tuple(number for number, index in enumerate(ordered) if index in signed))
 
     def _make_ready(
         self, agent: Agent, text: bytes, types: tuple[int, ...], values: list[bytes | None] | None
@@ -659,7 +667,8 @@ class Enforcement:
         """The character of `text`, counted from 1, at byte `location` of what was parsed for it."""
         lexed = self._lexed(text, types)
         if lexed is not None and self._template(lexed, text) is not None:
-            location = lexed.origin(text, self._positions.get(lexed.key) or frozenset(), location)
+            positions, signed = self._positions.get(lexed.key) or _NO_POSITIONS
+            location = lexed.origin(text, positions, location, signed)
         return len(text.encode()[:location].decode(errors="replace")) + 1
 
     # Understanding
@@ -701,20 +710,19 @@ class Enforcement:
 
     def _template(self, lexed: lexer.Lexed, text: str) -> tuple[str, list[lexer.Constant]] | None:
         """The template of a text and its constants, or None if its exact text is the key."""
-        positions = self._positions.get(lexed.key)
-        if positions is None:
+        found = self._positions.get(lexed.key)
+        if found is None:
             parsed = parse_text(text, limit=self._max_statement)
-            if len(parsed) != 1 or parsed[0].command is not None:
-                positions = frozenset()
-            else:
-                positions = template_positions(text, lexed)
-                rendered = lexed.render(positions)[0]
-                if positions and not same_with_parameters(text, rendered, lexed, positions):
-                    positions = frozenset()
-            self._positions.put(lexed.key, positions, len(lexed.key))
-        if not positions:
+            found = _NO_POSITIONS
+            if len(parsed) == 1 and parsed[0].command is None:
+                positions, signed = template_positions(text, lexed)
+                rendered = lexed.render(positions, signed)[0]
+                if positions and same_with_parameters(text, rendered, lexed, positions, signed):
+                    found = positions, signed
+            self._positions.put(lexed.key, found, len(lexed.key))
+        if not found[0]:
             return None
-        rendered, _kept, values = lexed.render(positions)
+        rendered, _kept, values = lexed.render(*found)
         return rendered, values
 
     def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:

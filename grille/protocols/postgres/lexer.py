@@ -38,9 +38,11 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 
-Kind = Literal["STR", "INT4", "INT8", "NUM"]
-_TYPES: Final[dict[Kind, int]] = {"STR": 0, "INT4": 23, "INT8": 20, "NUM": 1700}
-_MASKS: Final[dict[Kind, str]] = {"STR": "$s", "INT4": "$4", "INT8": "$8", "NUM": "$n"}
+Kind = Literal["STR", "INT4", "INT8", "NUM", "EDGE"]
+_TYPES: Final[dict[Kind, int]] = {"STR": 0, "INT4": 23, "INT8": 20, "NUM": 1700, "EDGE": 0}
+_MASKS: Final[dict[Kind, str]] = {"STR": "$s", "INT4": "$4", "INT8": "$8", "NUM": "$n", "EDGE": "$e"}
+_EDGES: Final = (1 << 31, 1 << 63)
+"""Behind a minus sign that is part of the number, they are of a smaller type than without it."""
 _INT8_DIGITS: Final = 19
 _MAX_DIGITS: Final = 1000
 
@@ -51,7 +53,10 @@ class Constant(msgspec.Struct, frozen=True):
     value: str
     """Without quotes, a doubled quote halved: the text form of the parameter that may replace it."""
     kind: Kind
-    """The class that PostgreSQL's grammar gives the constant, by its value; part of the key."""
+    """The class that PostgreSQL's grammar gives the constant, by its value; part of the key.
+
+    EDGE is 2147483648 or 9223372036854775808 behind a minus: its class depends on what the minus is, so it is kept.
+    """
     token: int
     """Its place among the tokens."""
     text: str
@@ -77,31 +82,50 @@ class Lexed(msgspec.Struct, frozen=True):
     """The tokens joined by one space, with the class of each constant in its place: equal exactly for texts that
     differ only in white space and in constants of the same classes."""
 
-    def render(self, positions: frozenset[int]) -> tuple[str, tuple[str, ...], list[Constant]]:
+    def render(
+        self, positions: frozenset[int], signed: frozenset[int] = frozenset()
+    ) -> tuple[str, tuple[str, ...], list[Constant]]:
         """The template, the constants that it keeps, and those that became parameters.
 
-        `positions` are indexes into `constants`; these become $1, $2, .. in their order in the text.
+        `positions` are indexes into `constants`; these become $1, $2, .. in their order in the text.  `signed` are
+        those of them to which the minus before them belongs.
         """
         tokens = list(self.tokens)
         taken: list[Constant] = []
         kept: list[str] = []
         for index, constant in enumerate(self.constants):
             if index in positions:
+                if index in signed:
+                    tokens[constant.token - 1] = ""
+                    constant = msgspec.structs.replace(constant, value=f"-{constant.value}")
                 taken.append(constant)
                 tokens[constant.token] = f"${len(taken)}"
             else:
                 kept.append(constant.value)
-        return " ".join(tokens), tuple(kept), taken
+        return " ".join([token for token in tokens if token]), tuple(kept), taken
 
-    def origin(self, text: str, positions: frozenset[int], offset: int) -> int:
+    def origin(
+        self, text: str, positions: frozenset[int], offset: int, signed: frozenset[int] = frozenset()
+    ) -> int:
         """Byte offset in `text`, which was cut, of the token that stands at byte `offset` of its template."""
         numbers = {self.constants[index].token: number for number, index in enumerate(sorted(positions), start=1)}
+        signs = {self.constants[index].token - 1 for index in signed}
         end = -1
         for index, token in enumerate(self.tokens):
+            if index in signs:
+                continue
             end += 1 + len((f"${numbers[index]}" if index in numbers else token).encode())
             if offset < end:
-                return _offsets(text)[index]
+                return _offsets(text)[index - 1 if index - 1 in signs else index]
         return 0
+
+    def signs(self, text: str) -> dict[int, int]:
+        """Byte offset of each minus that stands before a number -> the number's index among the constants."""
+        found = {}
+        for index, constant in enumerate(self.constants):
+            if constant.kind != "STR" and constant.token and self.tokens[constant.token - 1] == "-":
+                found[_offsets(text)[constant.token - 1]] = index
+        return found
 
 
 def tokenize(text: str | bytes) -> Lexed | None:
@@ -128,31 +152,38 @@ def tokenize(text: str | bytes) -> Lexed | None:
             kind = _number(token)
             if kind is None:
                 return None
+            if kind != "INT4" and index and tokens[index - 1] == "-" and "." not in token and int(token) in _EDGES:
+                kind = "EDGE"
             constants.append(Constant(token, kind, index, text))
             masked[index] = _MASKS[kind]
     return Lexed(tuple(tokens), tuple(constants), " ".join(masked))
 
 
-_CUT: Final = re.compile(rb"(?<=[ \t\r\n(,=<>])('[ -#%&(-\[\]-~]*+'|[0-9]{1,18}+)(?=[ \t\r\n,);]|\Z)")
+_CUT: Final = re.compile(
+    rb"(?<=[ \t\r\n(,=<>+*-])('[ -#%&(-\[\]-~]*+'|[0-9]{1,18}+(?:\.[0-9]{1,18}+)?+)(?=[ \t\r\n,);+*-]|\Z)"
+)
 
 
 def cut(text: bytes) -> tuple[tuple[bytes, ...], bytes, list[bytes]] | None:
     """`text` as what stands between its plain constants, the class of each of these, and the constants themselves.
 
     Much cheaper than `tokenize`, and enough once one text with the same pieces and classes has been looked at with it
-    (`cut_places`): every constant that is cut here stands between bytes that belong to no token, so the tokens of two
-    such texts differ in these constants only.  None for a text that may hold a comment.
+    (`cut_places`): every constant that is cut here stands between bytes that belong to no token, or to an operator that
+    ends there, so the tokens of two such texts differ in these constants only.  None for a text that may hold a comment.
     """
     if b"--" in text or b"/*" in text:
         return None
     parts = _CUT.split(text)
     constants = parts[1::2]
-    classes = bytes([115 if c[0] == 39 else 52 if len(c) < 10 else _long_number(c) for c in constants])
+    classes = bytes([115 if c[0] == 39 else 52 if c.isdigit() and len(c) < 10 else _other_class(c) for c in constants])
     return tuple(parts[::2]), classes, constants
 
 
-def _long_number(digits: bytes) -> int:
-    return 52 if int(digits) < 1 << 31 else 56
+def _other_class(number: bytes) -> int:
+    if b"." in number:
+        return 110
+    value = int(number)
+    return 52 if value < 1 << 31 else 101 if value == 1 << 31 else 56
 
 
 def cut_places(text: bytes, lexed: Lexed) -> dict[int, int] | None:

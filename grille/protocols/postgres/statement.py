@@ -46,6 +46,8 @@ GOVERNED: Final = frozenset({"select_stmt", "insert_stmt", "update_stmt", "delet
 
 COMPARISONS: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">="})
 
+ARITHMETIC: Final = frozenset({"+", "-", "*"})
+
 _REFUSED: Final = {
     "copy_stmt": "COPY",
     "listen_stmt": "LISTEN",
@@ -380,21 +382,33 @@ def _constant_text(constant: Any) -> str:
 # Templates
 
 
-def template_positions(text: str, lexed: Lexed) -> frozenset[int]:
-    """Which constants of `lexed` may become parameters
+def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozenset[int]]:
+    """Which constants of `lexed` may become parameters, and which of these together with the minus before them
     (docs/decisions/0003-plans-from-templates.md).
 
     A constant may if it is the direct operand of a comparison, BETWEEN or IN with a bare column opposite, or a direct
-    value in INSERT ... VALUES or UPDATE SET; all others stay in the template.
+    value in INSERT ... VALUES or UPDATE SET, or there a number beside + - * among bare columns and numbers; all others
+    stay in the template.
     """
     by_offset = {constant.offset: index for index, constant in enumerate(lexed.constants)}
+    signs = lexed.signs(text)
     wanted: set[int] = set()
+    signed: set[int] = set()
 
     def offer(node: Node) -> None:
-        if kind_of(node) == "a_const" and not node.a_const.isnull:
-            index = by_offset.get(node.a_const.location)
-            if index is not None and node.a_const.WhichOneof("val") in ("ival", "fval", "sval"):
-                wanted.add(index)
+        if kind_of(node) != "a_const" or node.a_const.isnull:
+            return
+        if node.a_const.WhichOneof("val") not in ("ival", "fval", "sval"):
+            return
+        location = node.a_const.location
+        index = by_offset.get(location)
+        if index is None:
+            index = signs.get(location)  # the grammar has made the minus a part of the number
+            if index is None or lexed.constants[index].kind == "EDGE":
+                return
+            signed.add(index)
+        if lexed.constants[index].kind != "EDGE":
+            wanted.add(index)
 
     for message in walk(parse(text)):
         name = message.DESCRIPTOR.name
@@ -407,7 +421,39 @@ def template_positions(text: str, lexed: Lexed) -> frozenset[int]:
         elif name == "UpdateStmt":
             for target in message.target_list:
                 offer(target.res_target.val)
-    return frozenset(wanted)
+                _offer_arithmetic(target.res_target.val, offer)
+    return frozenset(wanted), frozenset(signed)
+
+
+def _offer_arithmetic(node: Node, offer: Any) -> None:
+    """Offer the numbers of a value that is computed from bare columns and numbers with + - * only.
+
+    A number is a constant of its class's type wherever it stands, so the operators that PostgreSQL resolves are those
+    for a parameter of this type.  What is computed from numbers alone stays, because PostgreSQL computes it when it
+    plans: its overflow is an error even if no row is found.
+    """
+    order = [node]
+    for one in order:  # grows: parents before what is below them
+        if kind_of(one) == "a_expr":
+            operation = one.a_expr
+            known = operation.kind == pb.AEXPR_OP and len(operation.name) == 1
+            if not known or operation.name[0].string.sval not in ARITHMETIC or not kind_of(operation.lexpr):
+                return
+            order += (operation.lexpr, operation.rexpr)
+        elif kind_of(one) == "a_const":
+            if one.a_const.WhichOneof("val") not in ("ival", "fval"):
+                return
+        elif kind_of(one) != "column_ref":
+            return
+    holds_column = [kind_of(one) == "column_ref" for one in order]
+    below = len(order)
+    for place in range(len(order) - 1, -1, -1):
+        if kind_of(order[place]) == "a_expr":
+            below -= 2
+            holds_column[place] = holds_column[below] or holds_column[below + 1]
+            if holds_column[place]:
+                offer(order[below])
+                offer(order[below + 1])
 
 
 def _offer_comparison(message: Any, offer: Any) -> None:
@@ -425,14 +471,31 @@ def _offer_comparison(message: Any, offer: Any) -> None:
             offer(item)
 
 
-def same_with_parameters(text: str, template: str, lexed: Lexed, positions: frozenset[int]) -> bool:
-    """True if `template` is `text` with exactly the constants at `positions` replaced by parameters, tree for tree."""
+def same_with_parameters(
+    text: str, template: str, lexed: Lexed, positions: frozenset[int], signed: frozenset[int] = frozenset()
+) -> bool:
+    """True if `template` is `text` with exactly the constants at `positions` replaced by parameters, tree for tree.
+
+    With those that are `signed`, the minus before them has been replaced too, and is in the parameter's value.
+    """
     original, replaced = parse(text), parse(template)
+    values = [constant.value for constant in lexed.render(positions, signed)[2]]
     order = {index: number for number, index in enumerate(sorted(positions), start=1)}
-    by_offset = {lexed.constants[index].offset: number for index, number in order.items()}
+    by_offset = {lexed.constants[index].offset: number for index, number in order.items() if index not in signed}
+    by_offset |= {offset: order[index] for offset, index in lexed.signs(text).items() if index in signed}
     for message in list(walk(original)):
         if message.DESCRIPTOR.name == "Node" and kind_of(message) == "a_const":
             number = by_offset.pop(message.a_const.location, None)
             if number is not None:
+                if not _same_value(message.a_const, values[number - 1]):
+                    return False
                 message.CopyFrom(pb.Node(param_ref=pb.ParamRef(number=number)))
     return not by_offset and same_tree(original, replaced)
+
+
+def _same_value(constant: Any, value: str) -> bool:
+    """True if a parameter with this text has the value of the constant."""
+    kind = constant.WhichOneof("val")
+    if kind == "ival":
+        return value.removeprefix("-").isdigit() and int(value) == constant.ival.ival
+    return kind in ("fval", "sval") and value == _constant_text(constant)
