@@ -343,7 +343,7 @@ class Enforcement:
             if shape.taken:
                 values = [value[1:-1] if value[0] == _QUOTE else value for n in shape.taken if (value := constants[n])]
                 for n in shape.signed:
-                    values[n] = b"-" + values[n]
+                    values[n] = b"-" + constants[shape.taken[n]]
         else:
             key = (agent.fingerprint, text, types)
         found = self._ready.peek(key)

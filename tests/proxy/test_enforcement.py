@@ -553,6 +553,8 @@ async def test_the_agent_s_own_names_are_answered_from_proxy_state(enforcement: 
         "SELECT ¦secrets.* FROM customers",
         "SELECT id FROM customers ORDER BY ¦7",
         "UPDATE customers SET name = 'x', ¦nope = 7 WHERE id = 3",
+        "UPDATE customers SET score = score - -71 * score + 2 WHERE id = - 3 AND ¦nope = 1",
+        "UPDATE customers SET score = score + -71 + ¦nope WHERE id = 3",
         "INSERT INTO transactions (id, ¦nope) VALUES (1, 2)",
         "INSERT INTO ¦secrets VALUES (1)",
         "DELETE FROM ¦missing WHERE id = 1",
@@ -595,7 +597,8 @@ SLOTS = {
     "%s": ["''", "'x'", "'0042'", "'a b'", "') OR (1 = 1'", "'; DROP TABLE x;'", "'\"'", "'::int'", "'é'", "'it''s'",
            "' '", "'now'", "'null'", "'%'", "'1'", "'5'", "'$1'", "'a,b'", "'- 5'", "'{1}'", "'good'", "'2020-01-01'"],
     "%d": ["0", "1", "2", "5", "007", "12", "100", "2147483647", "2147483648", "4294967296", "999999999999999999",
-           "9223372036854775807", "9223372036854775808", "1.5", "1.0", "3", "4", "6", "7", "8", "-1", "- 5"],
+           "-2147483648", "9223372036854775807", "9223372036854775808", "1.5", "1.0", "3", "4", "6", "7", "8", "-1",
+           "- 5"],
 }  # fmt: skip
 COLUMNS = [("name", "%s"), ("branch", "%s"), ("id", "%d"), ("score", "%d"), ("ssn", "%s"), ("email", "%s"),
            ("card_number", "%s"), ("created", "%s"), ("mood", "%s")]  # fmt: skip
@@ -627,6 +630,11 @@ def _corpus() -> list[str]:
             f"SELECT id FROM customers WHERE {column} = {slot} AND score = - %d",
             f"UPDATE customers SET name = %s WHERE {column} = {slot}",
             f"UPDATE customers SET score = %d, email = %s WHERE {column} = {slot}",
+            f"UPDATE customers SET score = score + %d WHERE {column} = {slot}",
+            f"UPDATE customers SET score = score + -%d WHERE {column} = {slot}",
+            f"UPDATE customers SET score = %d - score*%d, email = %s WHERE {column} = {slot}",
+            f"UPDATE customers SET score = (score - - %d) * (%d + %d) WHERE {column} = {slot}",
+            f"UPDATE customers SET score = abs(score + %d) + %d / 2 WHERE {column} = {slot}",
             f"INSERT INTO customers (id, branch, {column if column not in ('id', 'branch') else 'name'}) "
             f"VALUES (%d, %s, {slot})",
         ]  # fmt: skip

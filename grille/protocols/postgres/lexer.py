@@ -104,9 +104,7 @@ class Lexed(msgspec.Struct, frozen=True):
                 kept.append(constant.value)
         return " ".join([token for token in tokens if token]), tuple(kept), taken
 
-    def origin(
-        self, text: str, positions: frozenset[int], offset: int, signed: frozenset[int] = frozenset()
-    ) -> int:
+    def origin(self, text: str, positions: frozenset[int], offset: int, signed: frozenset[int] = frozenset()) -> int:
         """Byte offset in `text`, which was cut, of the token that stands at byte `offset` of its template."""
         numbers = {self.constants[index].token: number for number, index in enumerate(sorted(positions), start=1)}
         signs = {self.constants[index].token - 1 for index in signed}
@@ -169,7 +167,8 @@ def cut(text: bytes) -> tuple[tuple[bytes, ...], bytes, list[bytes]] | None:
 
     Much cheaper than `tokenize`, and enough once one text with the same pieces and classes has been looked at with it
     (`cut_places`): every constant that is cut here stands between bytes that belong to no token, or to an operator that
-    ends there, so the tokens of two such texts differ in these constants only.  None for a text that may hold a comment.
+    ends there, so the tokens of two such texts differ in these constants only.  None for a text that may hold a
+    comment.
     """
     if b"--" in text or b"/*" in text:
         return None

@@ -165,6 +165,7 @@ def test_bytes_must_be_utf_8() -> None:
         ("0000000000000000000000000001", "INT4", 23),
         ("9223372036854775807", "INT8", 20),
         ("9223372036854775808", "NUM", 1700),
+        ("2147483648.0", "NUM", 1700),
         ("1.0", "NUM", 1700),
         ("1" * 1000, "NUM", 1700),
     ],
@@ -174,6 +175,18 @@ def test_the_class_of_a_constant(literal: str, kind: str, type_oid: int) -> None
     assert lexed is not None
     (constant,) = lexed.constants
     assert (constant.kind, constant.type_oid, constant.token) == (kind, type_oid, 1)
+
+
+def test_what_the_sign_decides_has_a_class_of_its_own() -> None:
+    for digits in ("2147483648", "0002147483648", "9223372036854775808"):
+        for before in ("SELECT -", "SELECT - ", "SELECT a - ", "SELECT a -"):
+            lexed = tokenize(before + digits)
+            assert lexed is not None
+            assert lexed.constants[0].kind == "EDGE"
+            assert lexed.key.endswith("- $e")
+        lexed = tokenize(f"SELECT a - b, {digits}")
+        assert lexed is not None
+        assert lexed.constants[0].kind != "EDGE"
 
 
 @settings(max_examples=300, deadline=None)
@@ -217,6 +230,23 @@ def test_render_numbers_the_parameters_and_keeps_the_rest() -> None:
     assert lexed.render(frozenset())[0] == " ".join(lexed.tokens)
 
 
+def test_a_sign_goes_with_its_number() -> None:
+    text = "UPDATE t SET a = a + -5, b = 'ü' WHERE c = - 6.5 AND d = 7"
+    lexed = tokenize(text)
+    assert lexed is not None
+    every, signed = frozenset({0, 1, 2, 3}), frozenset({0, 2})
+    template, kept, taken = lexed.render(every, signed)
+    assert template == "UPDATE t SET a = a + $1 , b = $2 WHERE c = $3 AND d = $4"
+    assert kept == ()
+    assert [(one.value, one.type_oid) for one in taken] == [("-5", 23), ("ü", 0), ("-6.5", 1700), ("7", 23)]
+    raw = text.encode()
+    assert lexed.signs(text) == {raw.index(b"-5"): 0, raw.index(b"- 6"): 2}
+    for word, here in (("SET", "SET"), ("$1", "-5"), (", b", ", b"), ("$2", "'ü"), ("WHERE", "WHERE"), ("$3", "- 6.5"),
+                       ("AND", "AND"), ("d =", "d ="), ("$4", "7")):  # fmt: skip
+        origin = lexed.origin(text, every, template.index(word), signed)
+        assert raw[origin:].decode().startswith(here), word
+
+
 def test_offsets_are_the_parsers_bytes() -> None:
     text = "SELECT 'é' AS x, 'ü€' AS y, 12 AS z"
     lexed = tokenize(text)
@@ -250,7 +280,8 @@ def test_the_place_of_a_template_s_token_in_its_text() -> None:
 # cut: the constants without the tokens
 
 PLAIN = [
-    "0", "1", "007", "12", "2147483647", "2147483648", "999999999999999999", "''", "'x'", "'a b'", "'0042'", "'(1'",
+    "0", "1", "007", "12", "2147483647", "2147483648", "999999999999999999", "1.5", "0.250",
+    "''", "'x'", "'a b'", "'0042'", "'(1'",
     "');'", "' OR 1 = 1 ;'", "'\"'", "'\"q\"'", "'a,b'", "'::int'", "'E'", "'x = 1'", "' -'", "'- '", "'*/'", "'/ *'",
     "'&'", "'U&'", "'now'", "'null'", "'%'", "'[1]'", "'.'", "'..'", "'1e5'", "'?'", "'@'", "'`'", "'{'", "'~'",
 ]  # fmt: skip
@@ -349,8 +380,9 @@ def test_a_comment_is_not_cut(text: str) -> None:
     "text",
     [
         "SELECT 'é' , 'x'",  # the first is not cut
-        "SELECT E'a' , 'x'", "SELECT a$1 , 'x'", "SELECT 'it''s' , 'x'", "SELECT -1 , 1.5 , 2", "SELECT a1 , 1a , 1",
+        "SELECT E'a' , 'x'", "SELECT a$1 , 'x'", "SELECT 'it''s' , 'x'", "SELECT 1. , .5 , 2", "SELECT a1 , 1a , 1",
         "SELECT 1234567890123456789 , 1", "SELECT x'1' , 1", "SELECT b.1 , 1", "SELECT 1_0 , 1", "SELECT '\\' , 1",
+        "SELECT 1.1234567890123456789 , 1", "SELECT 1.5.5 , 1", "SELECT 5/2 , 1", "SELECT 5::int , 1",
     ],
 )  # fmt: skip
 def test_only_plain_constants_are_cut(text: str) -> None:
@@ -360,11 +392,13 @@ def test_only_plain_constants_are_cut(text: str) -> None:
 
 
 def test_the_class_that_is_cut_is_the_lexers() -> None:
-    for digits in (*PLAIN[:7], "4294967295", "000000000000000001", "000002147483648", "100000000000000000"):
-        parts, lexed = cut(f"SELECT {digits}".encode()), tokenize(f"SELECT {digits}")
-        assert parts is not None
-        assert lexed is not None
-        assert {b"4": "INT4", b"8": "INT8"}[parts[1]] == lexed.constants[0].kind, digits
+    for digits in (*PLAIN[:9], "4294967295", "000000000000000001", "000002147483648", "100000000000000000"):
+        for sign, edge in (("", "INT8"), ("-", "EDGE"), ("- ", "EDGE"), ("a - ", "EDGE")):
+            parts, lexed = cut(f"SELECT {sign}{digits}".encode()), tokenize(f"SELECT {sign}{digits}")
+            assert parts is not None
+            assert lexed is not None
+            kinds = {b"4": "INT4", b"8": "INT8", b"n": "NUM", b"e": edge}
+            assert kinds[parts[1]] == lexed.constants[0].kind, digits
 
 
 def test_cut_takes_linear_time() -> None:
