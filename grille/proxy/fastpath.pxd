@@ -53,6 +53,7 @@ cdef class Unit:
     cdef public Pipe pipe
     cdef public bint pooled
     cdef public bint local
+    cdef public bint more
     cdef public bint again
     cdef public bytes error
     cdef public int failed

@@ -189,6 +189,8 @@ class Unit:
         """The connection is its own until ReadyForQuery."""
         self.local = False
         """Nothing is sent."""
+        self.more = False
+        """The client's unit goes on behind it: the ReadyForQuery is that of the rest."""
         self.again = False
         """The session has to run it: nothing of it has been released."""
         self.error = b""
@@ -557,6 +559,7 @@ class Lane:
         parsed = b""
         executed = True
         simple = kind == _Q
+        more = False
         generation = 0
         now = 0.0
         try:
@@ -599,7 +602,7 @@ class Lane:
                         return _SLOW
                     text = parse.text.encode()
                     found = self.enforcement.ready(self._agent, text, parse.types)
-                    if found is None or found[0].plan is None:
+                    if found is None:
                         return _SLOW
                     unnamed = Statement(parse.text, parse.types, found[0].prepared, None)
                     parsed = PARSE_COMPLETE
@@ -617,12 +620,12 @@ class Lane:
                     known = statement.known
                     if known is None or known[0] != generation or now >= known[1].expires:
                         found = self.enforcement.ready(self._agent, statement.encoded, statement.types)
-                        if found is None or found[0].plan is None:
+                        if found is None:
                             return _SLOW
                         known = statement.known = (generation, *found)
                     ready, values = known[1], known[2]
                     if values is None:
-                        if ready.plan is None or len(given) != ready.plan.client_parameters:
+                        if len(given) != (ready.plan.client_parameters if ready.plan is not None else 0):
                             return _SLOW
                         item = Item(ready, statement.encoded, statement.types, given)
                     elif given:
@@ -630,12 +633,12 @@ class Lane:
                     else:
                         item = Item(ready, statement.encoded, statement.types, values)
                         formats, raw = (), b""
-                    if name:
+                    if name and ready.plan is not None:
                         item.plan = ready.named
                         item.unnamed = False
                     item.result_formats = result_formats
                     item.raw = raw
-                    if not self._bind(item, formats, result_formats):
+                    if ready.plan is not None and not self._bind(item, formats, result_formats):
                         return _SLOW
                     item.says = parsed + BIND_COMPLETE
                     parsed = b""
@@ -651,6 +654,10 @@ class Lane:
                     if payload[1:] != b"\0\0\0\0" and not item.swallow:
                         return _SLOW
                     executed = True
+                    if item.ready.command is not None and len(items) == 1 and end < size and data[end] != _S:
+                        more = True
+                        position = end
+                        break
                 else:
                     return _SLOW
                 position = end
@@ -658,7 +665,7 @@ class Lane:
             return _SLOW
         if not items or not executed or parsed:
             return _SLOW
-        taken = self._submit(items, data[start:position])
+        taken = self._submit(items, data[start:position], more)
         if taken != _TAKEN:
             return taken
         session.portals.pop("", None)
@@ -711,7 +718,7 @@ class Lane:
         item.byte_limit = limits.bytes or 0
         return True
 
-    def _submit(self, items: list[Item], raw: bytes) -> int:
+    def _submit(self, items: list[Item], raw: bytes, more: bool) -> int:
         """Send a unit where it may run."""
         session = self.session
         services = self._services
@@ -724,9 +731,12 @@ class Lane:
         unit = Unit(self, items, raw, now)
         command = items[0].ready.command
         if command is not None:
+            if len(items) > 1 or (more and command.kind != "begin"):
+                return _SLOW
             if self.units:
                 self._stop = True
                 return _BLOCKED
+            unit.more = more
             return self._command(unit, command)
         if status == "I":
             if session.begun is not None or session.relay.connection is not None:
@@ -958,8 +968,6 @@ class Lane:
         """BEGIN, COMMIT and ROLLBACK."""
         session = self.session
         item = unit.items[0]
-        if not item.simple:
-            return _SLOW
         kind = command.kind
         if kind == "begin" and session.status == "I" and session.relay.connection is None:
             self._begin(unit)
@@ -976,7 +984,7 @@ class Lane:
         item.plan = own_plan(command.text)
         item.unnamed = False
         item.wire = b"\0\0\0\0\0\0"
-        item.describe = False
+        item.describe = item.describe and not item.simple
         self._own(unit, session.relay.connection)
         return _TAKEN
 
@@ -985,6 +993,7 @@ class Lane:
         unit.local = True
         item = unit.items[0]
         item.tag = tag
+        item.head = item.says + NO_DATA if item.describe and not item.simple else item.says
         item.tail = CommandComplete(tag).encode()
         unit.status = self.session.status
         unit.sent_at = unit.answered_at = unit.clock
@@ -1211,6 +1220,11 @@ class Lane:
 
     def recorded(self, unit: Unit) -> None:
         """The events of a unit are kept, or cannot be: then the client does not get what it did (AU-01)."""
+        if unit.refusal is not None and unit.more:
+            # The database knows nothing of it.  The session refuses it, with what the client sent behind it.
+            self.session.end()
+            self._loop.call_soon(self._run_again, unit)
+            return
         if unit.refusal is not None:
             unit.fields = refusal_fields(unit.refusal)
             unit.clear()
@@ -1241,7 +1255,8 @@ class Lane:
                 out.append(item.tail)
             if unit.fields is not None:
                 out.append(ErrorResponse(unit.fields).encode())
-            out.append(_READY_BYTES[unit.status])
+            if not unit.more:
+                out.append(_READY_BYTES[unit.status])
             self._count(unit, audited)
         if units:
             return

@@ -1440,6 +1440,101 @@ def test_order(lab: Lab) -> None:
     lab.run(play)
 
 
+def control(word: str, name: str = "", *, described: bool = False) -> bytes:
+    """BEGIN, COMMIT or ROLLBACK in the extended protocol, as drivers send them, without a Sync."""
+    parse = b"" if name else Parse("", word).encode()
+    describe = Describe("P", "").encode() if described else b""
+    return parse + Bind("", name).encode() + describe + Execute("").encode()
+
+
+def test_a_transaction_in_the_extended_protocol(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BEGIN and COMMIT as a driver sends them, alone, described, prepared, or before the first statement."""
+
+    async def play(world: World) -> None:
+        client = await world.client("A", "echo")
+        client.send(*(Parse(word, word) for word in ("begin", "commit")), SYNC)
+        await world.finish()
+        client.take()
+        slow: list[object] = []
+        heard = Session._message
+
+        async def message(session: Session, *args: Any) -> None:
+            slow.append(args)
+            await heard(session, *args)
+
+        monkeypatch.setattr(Session, "_message", message)
+        for name in ("", "name"):
+            begin, commit = (control(word, word if name else "") for word in ("begin", "commit"))
+            parsed = "" if name else "1 "
+            assert shown(await client.ask(begin, SYNC)) == f"{parsed}2 C ZT"
+            assert shown(await client.ask(extended("insert", "A0").data)) == "1 2 n C ZT"
+            assert shown(await client.ask(commit, SYNC)) == f"{parsed}2 C Z"
+            assert world.bank.executed == [("begin", "", False), ("insert", "A0", False), ("commit", "", False)]
+            world.bank.executed.clear()
+            # As JDBC does: BEGIN has no Sync of its own.
+            assert shown(await client.ask(begin, bound(("echo", "A1")).data)) == f"{parsed}2 C 2 D:A1 C ZT"
+            assert shown(await client.ask(commit, SYNC)) == f"{parsed}2 C Z"
+            assert world.bank.executed == [("begin", "", False), ("echo", "A1", False), ("commit", "", False)]
+            world.bank.executed.clear()
+        assert shown(await client.ask(control("begin", described=True), SYNC)) == "1 2 n C ZT"
+        assert shown(await client.ask(control("rollback", described=True), SYNC)) == "1 2 n C Z"  # never begun there
+        assert not world.bank.executed
+        await client.ask(control("begin"), extended("echo", "A2").data)
+        for _ in range(2):  # prepared on its connection at the first time, described from what is known at the second
+            assert shown(await client.ask(control("commit", described=True), SYNC)) == "1 2 n C Z"
+            await client.ask(control("begin"), extended("echo", "A2").data)
+        await client.ask(Query("commit"))
+        assert not slow
+        # An error fails the transaction, and what is left of the unit is skipped.
+        failing = Parse("", "fail $1").encode() + Bind("", "", (), (b"A3",)).encode() + Execute("").encode()
+        assert shown(await client.ask(control("begin"), failing, SYNC)) == "1 2 C 1 2 E:22012 ZE"
+        assert shown(await client.ask(extended("echo", "A4").data)) == "E:25P02 ZE"
+        assert shown(await client.ask(control("rollback"), SYNC)) == "1 2 C Z"
+        assert shown(await client.ask(simple("echo", "A5").data)) == "T D:A5 C Z"
+        events = [(event.template, event.outcome.status) for event in world.recorder.events if event.outcome]
+        assert events[-5:] == [("BEGIN", "ok"), ("fail $1", "error"), ("", "denied"), ("ROLLBACK", "ok"),
+                               ("echo $1", "ok")]  # fmt: skip
+
+    lab.run(play)
+
+
+def test_more_than_one_command_in_a_unit_is_the_sessions(lab: Lab) -> None:
+    """What the fast path does not take keeps its order and its meaning."""
+
+    async def play(world: World) -> None:
+        client = await world.client("A", "insert")
+        insert = Bind("", "insert", (), (b"A0",)).encode() + Execute("").encode()
+        assert shown(await client.ask(control("begin"), insert, control("commit"), SYNC)) == "1 2 C 2 C 1 2 C Z"
+        assert [word for word, _, _ in world.bank.executed] == ["begin", "insert", "commit"]
+        world.bank.executed.clear()
+        assert shown(await client.ask(control("begin"), control("commit"), SYNC)) == "1 2 C 1 2 C Z"
+        assert not world.bank.executed
+        await client.ask(Query("begin"))
+        assert shown(await client.ask(insert, control("rollback"), SYNC)) == "2 C 1 2 C Z"
+        assert shown(await client.ask(Query("begin"))) == "C ZT"
+        assert shown(await client.ask(control("commit"), insert, SYNC)) == "1 2 C 2 C Z"
+
+    lab.run(play)
+
+
+def test_a_begin_that_cannot_be_recorded_fails_the_unit_that_it_begins(lab: Lab) -> None:
+    async def play(world: World) -> None:
+        client = await world.client("A", "insert")
+        world.recorder.refuse = lambda event: event.template == "BEGIN"
+        client.send(control("begin"), bound(("insert", "A0")).data, simple("echo", "A1").data)
+        await world.finish()
+        world.recorder.refuse = None
+        first, second = client.take()
+        assert [kind for kind, _ in first].count("E") == 1
+        assert shown(first).endswith("E:58030 ZE")
+        assert [word for word, _, _ in world.bank.executed] == ["begin", "insert"]
+        assert shown(second) == "E:25P02 ZE"
+        assert shown(await client.ask(Query("rollback"))) == "C Z"
+        assert shown(await client.ask(bound(("insert", "A2")).data)) == "2 C Z"
+
+    lab.run(play)
+
+
 def test_what_follows_a_transaction_is_not_sent_on_its_connection(lab: Lab) -> None:
     """COMMIT is answered and its connection given back, but its event is not kept yet: the next read comes then."""
 
