@@ -731,7 +731,7 @@ class Lane:
         unit = Unit(self, items, raw, now)
         command = items[0].ready.command
         if command is not None:
-            if len(items) > 1 or (more and command.kind != "begin"):
+            if more and command.kind != "begin":  # it may fail, and what is behind it then has to be skipped
                 return _SLOW
             if self.units:
                 self._stop = True

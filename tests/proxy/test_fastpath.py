@@ -1498,10 +1498,18 @@ def test_a_transaction_in_the_extended_protocol(lab: Lab, monkeypatch: pytest.Mo
     lab.run(play)
 
 
-def test_more_than_one_command_in_a_unit_is_the_sessions(lab: Lab) -> None:
+def test_more_than_one_command_in_a_unit_is_the_sessions(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the fast path does not take keeps its order and its meaning."""
 
     async def play(world: World) -> None:
+        slow: list[object] = []
+        heard = Session._message
+
+        async def message(session: Session, *args: Any) -> None:
+            slow.append(args)
+            await heard(session, *args)
+
+        monkeypatch.setattr(Session, "_message", message)
         client = await world.client("A", "insert")
         insert = Bind("", "insert", (), (b"A0",)).encode() + Execute("").encode()
         assert shown(await client.ask(control("begin"), insert, control("commit"), SYNC)) == "1 2 C 2 C 1 2 C Z"
@@ -1512,7 +1520,9 @@ def test_more_than_one_command_in_a_unit_is_the_sessions(lab: Lab) -> None:
         await client.ask(Query("begin"))
         assert shown(await client.ask(insert, control("rollback"), SYNC)) == "2 C 1 2 C Z"
         assert shown(await client.ask(Query("begin"))) == "C ZT"
+        slow.clear()
         assert shown(await client.ask(control("commit"), insert, SYNC)) == "1 2 C 2 C Z"
+        assert slow, "what follows a COMMIT that fails has to be skipped"
 
     lab.run(play)
 
