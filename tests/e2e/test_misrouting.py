@@ -189,6 +189,18 @@ class Talker:
         if self.source.random() < 0.9:
             return [self.unit()]
         tag = self.tag()
+        form = self.source.randrange(3)
+        if form:  # in the extended protocol, BEGIN without a Sync of its own
+            begin, commit = (
+                Parse("", word).encode() + Bind("", "").encode() + Execute("").encode() for word in ("BEGIN", "COMMIT")
+            )
+            if form == 1:
+                bind = Bind("", "tag", (), (tag.encode(),)).encode() + Describe("P", "").encode()
+                expected, end = [tag, "SELECT 1", "T"], ["COMMIT", "I"]
+            else:
+                bind = Bind("", "who", (), (b"x", tag.encode())).encode()
+                expected, end = ["22P02", "E"], ["ROLLBACK", "I"]
+            return [(begin + bind + Execute("").encode() + SYNC, ["BEGIN", *expected]), (commit + SYNC, end)]
         return [
             (Query("BEGIN").encode(), ["BEGIN", "T"]),
             (Query(f"SELECT '{tag}'").encode(), [tag, "SELECT 1", "T"]),
