@@ -29,15 +29,14 @@ from grille.protocols.postgres.messages import (
 from grille.proxy import config
 from grille.proxy.errors import refusal_fields
 from grille.proxy.identity import Agent, Registry, identify
-from grille.proxy.stream import ByteStream
-from grille.proxy.tls import ALPN, Certificates, collect_alerts, handshake_failure, presented_chain
+from grille.proxy.stream import CLOSE_SECONDS, ByteStream
+from grille.proxy.tls import ALPN, Certificates, handshake_failure, presented_chain
 
 log = logging.getLogger("grille.listener")
 
 _TLS_RECORD: Final = b"\x16"
 _BACKLOG: Final = 1024
 _ACCEPT_PAUSE: Final = 0.2
-_SHUTDOWN_SECONDS: Final = 2.0
 
 
 class Session(Protocol):
@@ -240,26 +239,16 @@ class Listener:
     async def _handshake(self, accepted: socket.socket) -> ByteStream:
         """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
         stream = ByteStream()
-        alerts = collect_alerts()
-        alert_socket = accepted.dup()
-        stream = ByteStream()
+        handshake = stream.secure(self._certificates.current.context, server_side=True)
         try:
-            # What it returns is not used: uvloop gives its own TLS protocol in place of the stream.
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: stream,
-                accepted,
-                ssl=self._certificates.current.context,
-                # `_serve` ends it earlier
-                ssl_handshake_timeout=2 * self._settings.handshake_timeout,
-                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
-            )
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, accepted)
+            await handshake
         except ssl.SSLError as error:
-            with contextlib.suppress(OSError):
-                alert_socket.send(b"".join(alerts))
             control, reason = handshake_failure(error)
             raise Refusal(control, reason, sqlstate="28000", fatal=True) from None
-        finally:
-            alert_socket.close()
+        except BaseException:
+            stream.abort()
+            raise
         return stream
 
     def _authenticate(self, chain: list[bytes]) -> Agent:
@@ -291,7 +280,7 @@ class Listener:
 async def _close(stream: ByteStream) -> None:
     stream.close()
     try:
-        async with asyncio.timeout(2 * _SHUTDOWN_SECONDS):
+        async with asyncio.timeout(2 * CLOSE_SECONDS):
             await stream.wait_closed()
     except TimeoutError:
         stream.abort()

@@ -291,6 +291,28 @@ class Relay:
     ``keep_intent`` keeps the intent event of a run, and ``permitted`` says which object names the agent may be told.
     """
 
+    __slots__ = (
+        "_agent",
+        "_cancelling",
+        "_client",
+        "_current",
+        "_enforcement",
+        "_keep_intent",
+        "_permitted",
+        "_refusal",
+        "_rows",
+        "_rows_bytes",
+        "_timed_out",
+        "_timer",
+        "_unnamed",
+        "connection",
+        "out",
+        "running",
+        "runs",
+        "status",
+        "streamed",
+    )
+
     def __init__(
         self,
         *,

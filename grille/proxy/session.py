@@ -149,6 +149,54 @@ _NO_LIMITS: Final = Limits()
 class Session:
     """One authenticated connection.  `run` returns when it is over; the stream is closed then."""
 
+    __slots__ = (
+        "_before",
+        "_ending",
+        "_enforcement",
+        "_engaged",
+        "_entered",
+        "_failed",
+        "_frames",
+        "_half_since",
+        "_id",
+        "_initial",
+        "_isolation",
+        "_key",
+        "_known",
+        "_lane",
+        "_local_settings",
+        "_open",
+        "_passthrough",
+        "_peer",
+        "_pending_bytes",
+        "_poison",
+        "_pool",
+        "_portal_names",
+        "_repeatable",
+        "_retried",
+        "_savepoints",
+        "_stale",
+        "_state",
+        "_statement_characters",
+        "_steps",
+        "_timeout",
+        "_told",
+        "_undo",
+        "_unit",
+        "_unit_bytes",
+        "agent",
+        "begun",
+        "chain",
+        "config",
+        "portals",
+        "relay",
+        "services",
+        "settings",
+        "statements",
+        "status",
+        "stream",
+    )
+
     def __init__(self, stream: ByteStream, agent: Agent, services: Services, peer: str = "") -> None:
         """``peer`` is the client's address and port; nothing has been read from the stream after its TLS handshake."""
         self.stream = stream
@@ -172,7 +220,6 @@ class Session:
         self._initial = Settings()
         self.chain = Chain()
         self._key: BackendKeyData | None = None
-        self._startup_frames = StartupFrames()
         self._frames = Frames(frontend_limits(self.config.max_message_bytes, self.config.max_statement_bytes))
         self._timeout: asyncio.Timeout | None = None
         self._lane: Lane | None = None
@@ -230,7 +277,7 @@ class Session:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
         self.services.metrics.sessions.inc()
         connected = False
-        watch = asyncio.create_task(self._watch())
+        self.stream.closed.add_done_callback(self._left)
         try:
             connected = await self._startup()
             if connected and self._passthrough is not None:
@@ -250,7 +297,7 @@ class Session:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
-            watch.cancel()
+            self.stream.closed.remove_done_callback(self._left)
             self.services.metrics.sessions.dec()
             if self._key is not None:
                 self.services.cancels.remove(self._key)
@@ -259,9 +306,8 @@ class Session:
             if connected:
                 await self._note("disconnect")
 
-    async def _watch(self) -> None:
+    def _left(self, closed: asyncio.Future[None]) -> None:
         """Cancel what runs when the client's connection goes away."""
-        await self.stream.wait_closed()
         self.cancel()
 
     async def _abandon(self) -> None:
@@ -304,14 +350,15 @@ class Session:
     async def _startup(self) -> bool:
         """True if the session has begun; False if it was a cancel request or the client left."""
         message = None
+        frames = StartupFrames()
         try:
             async with asyncio.timeout(self.config.handshake_timeout):
                 while message is None:
                     data = await self.stream.receive()
                     if not data:
                         return False
-                    self._startup_frames.feed(data)
-                    message = next(self._startup_frames, None)
+                    frames.feed(data)
+                    message = next(frames, None)
         except TimeoutError:
             raise Refusal("WP-04", "no startup message arrived in time", sqlstate="08P01", fatal=True) from None
         first = decode_startup(message)
@@ -351,7 +398,7 @@ class Session:
         self.stream.send(bytes(out))
         self._state.happened(state.Event.READY_IDLE)
         self.services.metrics.sessions_total.inc()
-        self._frames.feed(self._startup_frames.take_rest())
+        self._frames.feed(frames.take_rest())
         if self._passthrough is None and self.agent.database in self.services.pipes:
             self._lane = Lane(self)
         return True

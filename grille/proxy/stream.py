@@ -1,13 +1,22 @@
-"""A byte stream over an asyncio transport, read by pulling: what listener, session and upstream all use."""
+"""A byte stream over an asyncio transport, read by pulling: what listener, session and upstream all use.
+
+TLS is spoken here, over the loop's plain transport: the TLS layers of asyncio and uvloop keep 256 KiB of buffer for
+each connection, of which uvloop's has 8 in memory, and lose the alert of a failed handshake.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
+PIECE: Final = 16 * 1024
+"""Bytes that go into or out of TLS at a time, as many as a record has: its buffers grow to that and never shrink."""
+CLOSE_SECONDS: Final = 2.0
+"""How long a peer may take to read what was sent and to close, once a TLS connection is closed here."""
 
 
 class Tap(Protocol):
@@ -26,16 +35,43 @@ class ByteStream(asyncio.Protocol):
     Reading pauses when `HIGH_WATER` bytes wait to be received, so a slow reader slows its sender.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_chunks",
+        "_closing",
+        "_deadline",
+        "_eof",
+        "_handshake",
+        "_incoming",
+        "_outgoing",
+        "_reading_paused",
+        "_receiver",
+        "_tls",
+        "_transport",
+        "_writable",
+        "_writing_paused",
+        "closed",
+        "tap",
+    )
+
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._chunks = bytearray()
         self._eof = False
-        self._error: Exception | None = None
         self._reading_paused = False
         self._receiver: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._writing_paused = False
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the connection is gone; for callbacks only, because who awaits it could cancel it."""
+        self._tls: ssl.SSLObject | None = None
+        self._incoming: ssl.MemoryBIO
+        self._outgoing: ssl.MemoryBIO
+        self._handshake: asyncio.Future[None] | None = None
+        """What waits for the TLS handshake; None if there is none or it is over."""
+        self._closing = False
+        """Nothing is sent or received any more."""
+        self._deadline: asyncio.TimerHandle | None = None
         self.tap: Tap | None = None
         """Takes bytes as they arrive, instead of `receive`, while nothing waits to be received."""
 
@@ -45,6 +81,12 @@ class ByteStream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._tls is None:
+            self._arrived(data)
+        elif not self._closing:
+            self._decrypt(self._tls, data)
+
+    def _arrived(self, data: bytes) -> None:
         tap = self.tap
         if tap is not None and not self._chunks:
             tap.received(data)
@@ -59,6 +101,7 @@ class ByteStream(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
+        self._break_handshake(ConnectionResetError("the connection was closed during the TLS handshake"))
         self._end()
         return False
 
@@ -69,12 +112,13 @@ class ByteStream(asyncio.Protocol):
             self.tap.ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._error = exc
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._break_handshake(exc or ConnectionResetError("the connection was lost during the TLS handshake"))
         self._end()
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self.resume_writing()
+        if not self.closed.done():
+            self.closed.set_result(None)
 
     @property
     def writing_paused(self) -> bool:
@@ -88,6 +132,85 @@ class ByteStream(asyncio.Protocol):
         self._writing_paused = False
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
+
+    # TLS
+
+    def secure(
+        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
+    ) -> asyncio.Future[None]:
+        """Speak TLS from here on.
+
+        Raises ConnectionResetError if bytes have come in clear that nobody has taken: they would be read as part of
+        what is encrypted.  The future is done when the handshake is; it raises ssl.SSLError, after the peer was sent
+        the alert and the connection closed, or an OSError.
+        """
+        if self._chunks:
+            raise ConnectionResetError("bytes in clear precede the TLS handshake")
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        handshake = self._handshake = asyncio.get_running_loop().create_future()
+        if self._transport is not None:
+            self._shake_hands(self._tls)
+        return handshake
+
+    def _shake_hands(self, tls: ssl.SSLObject) -> None:
+        """Go on with the handshake as far as what has arrived takes it."""
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+        except ssl.SSLError as error:
+            self._flush()  # the alert
+            self._break_handshake(error)
+            self._closing = True
+            self._close_transport()
+        else:
+            self._flush()
+            handshake, self._handshake = self._handshake, None
+            if handshake is not None and not handshake.done():
+                handshake.set_result(None)
+
+    def _break_handshake(self, error: Exception) -> None:
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None and not handshake.done():
+            handshake.set_exception(error)
+
+    def _decrypt(self, tls: ssl.SSLObject, data: bytes) -> None:
+        """Take what the peer has sent, as far as its records are whole."""
+        found: list[bytes] = []
+        left = False
+        try:
+            for start in range(0, len(data), PIECE):
+                self._incoming.write(data[start : start + PIECE])
+                if self._handshake is not None:
+                    self._shake_hands(tls)
+                    if self._closing:
+                        return
+                    if self._handshake is not None:
+                        continue
+                # Asked before reading, because an exception for each statement costs more.
+                while not left and (self._incoming.pending or tls.pending()):
+                    clear = tls.read(PIECE)
+                    left = not clear
+                    found.append(clear)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            self._flush()  # the alert
+            self._closing = True
+            self._close_transport()
+            return
+        if self._outgoing.pending:
+            self._flush()
+        if found and found[0]:
+            self._arrived(found[0] if len(found) == 1 else b"".join(found))
+        if left:
+            self._end()
+            self.close()
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._outgoing.pending and not self._transport.is_closing():
+            self._transport.write(self._outgoing.read())
 
     # what the rest of the proxy uses
 
@@ -128,8 +251,24 @@ class ByteStream(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Queue bytes for the peer; they are dropped if the connection is gone."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        transport = self._transport
+        if transport is None or self._closing or not data or transport.is_closing():
+            return
+        tls = self._tls
+        if tls is None:
+            transport.write(data)
+            return
+        try:
+            if len(data) <= PIECE:
+                tls.write(data)
+                transport.write(self._outgoing.read())
+                return
+            view = memoryview(data)
+            for start in range(0, len(data), PIECE):
+                tls.write(view[start : start + PIECE])
+                transport.write(self._outgoing.read())
+        except ssl.SSLError:
+            self.abort()
 
     async def drain(self) -> None:
         """Wait until the peer has taken enough of what was sent."""
@@ -145,30 +284,38 @@ class ByteStream(asyncio.Protocol):
         server_hostname: str | None = None,
         handshake_timeout: float = 10.0,
     ) -> None:
-        """Upgrade to TLS.  Raises ssl.SSLError, TimeoutError or ConnectionError."""
-        if self._transport is None:
+        """`secure`, and wait for the handshake.  Raises ssl.SSLError, TimeoutError or ConnectionError."""
+        if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the connection is not open")
-        loop = asyncio.get_running_loop()
-        transport = await loop.start_tls(
-            self._transport,
-            self,
-            context,
-            server_side=server_side,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=handshake_timeout,
-        )
-        if transport is None:
-            raise ConnectionResetError("the connection was lost during the TLS handshake")
-        self._transport = transport
+        async with asyncio.timeout(handshake_timeout):
+            await self.secure(context, server_side=server_side, server_hostname=server_hostname)
 
     def extra(self, name: str) -> Any:
         """``transport.get_extra_info``: ``ssl_object``, ``peername``, ..."""
+        if name == "ssl_object":
+            return self._tls
         return self._transport.get_extra_info(name) if self._transport is not None else None
 
     def close(self) -> None:
-        """Close after what was sent has left."""
-        if self._transport is not None:
-            self._transport.close()
+        """Close after what was sent has left.
+
+        A TLS connection is closed in both directions: its socket stays until the peer has closed too, or for
+        `CLOSE_SECONDS`, because a socket that is closed with unread bytes takes what was sent away from the peer.
+        """
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._closing = True
+        if self._tls is None or self._handshake is not None or transport.is_closing():
+            transport.close()
+            return
+        with contextlib.suppress(ssl.SSLError):  # the peer's part has not come
+            self._tls.unwrap()
+        self._flush()
+        self.resume()
+        self._deadline = asyncio.get_running_loop().call_later(CLOSE_SECONDS, transport.abort)
+        with contextlib.suppress(OSError):  # the peer has left
+            transport.write_eof()
 
     def abort(self) -> None:
         """Close at once."""
@@ -177,7 +324,11 @@ class ByteStream(asyncio.Protocol):
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        await asyncio.shield(self._closed)
+        await asyncio.shield(self.closed)
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
     def _wake(self) -> None:
         if self._receiver is not None and not self._receiver.done():

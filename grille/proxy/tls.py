@@ -8,13 +8,12 @@ that counts.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import datetime as dt
 import ssl
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Final, Literal, NoReturn
 
 import msgspec
 from cryptography import x509
@@ -216,44 +215,10 @@ def _bytes_of(path: Path) -> bytes:
 
 # the context
 
-_alerts: contextvars.ContextVar[list[bytes]] = contextvars.ContextVar("alerts")
-
-
-class _ServerObject(ssl.SSLObject):
-    """Keeps the alert of a failed handshake, which asyncio throws away."""
-
-    outgoing: ssl.MemoryBIO
-    alerts: list[bytes]
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError:
-            self.alerts.append(self.outgoing.read())
-            raise
-
-
-class _ServerContext(ssl.SSLContext):
-    sslobject_class = _ServerObject
-
-    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *rest: Any, **options: Any) -> ssl.SSLObject:
-        made = cast(_ServerObject, super().wrap_bio(incoming, outgoing, *rest, **options))
-        made.outgoing, made.alerts = outgoing, _alerts.get([])
-        return made
-
-
-def collect_alerts() -> list[bytes]:
-    """Call in the task that is about to shake hands: the list gets what a failed handshake left unsent."""
-    alerts: list[bytes] = []
-    _alerts.set(alerts)
-    return alerts
-
 
 def server_context(minimum: Literal["1.2", "1.3"] = "1.3") -> ssl.SSLContext:
     """A server context that demands a client certificate and resumes no session; certificates are not in it yet."""
-    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS_1_2_CIPHERS)
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE

@@ -5,6 +5,7 @@ A length is judged as soon as its four bytes have arrived, before any memory is 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -44,6 +45,8 @@ class StartupFrames:
 
     Iteration yields payloads (request code first, without the length) and ends when no whole message is left.
     """
+
+    __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -92,6 +95,15 @@ class Frames:
     ``(OVERSIZED, type byte)``, so that the client can be told and the connection stays usable; any other message over
     its limit is a violation.
     """
+
+    __slots__ = (
+        "_buffer",
+        "_discard",
+        "_discarded_kind",
+        "_limits",
+        "_peer",
+        "_position",
+    )
 
     def __init__(self, limits: Mapping[int, int], *, peer: str = "frontend") -> None:
         self._limits = limits
@@ -181,8 +193,9 @@ class Frames:
         return self._discard > 0 or len(self._buffer) > self._position
 
 
-def frontend_limits(max_message_bytes: int, max_statement_bytes: int) -> dict[int, int]:
-    """The limits of what a client may send: its SQL text, and everything else, in bytes."""
+@functools.cache
+def frontend_limits(max_message_bytes: int, max_statement_bytes: int) -> Mapping[int, int]:
+    """The limits of what a client may send, its SQL text and everything else, in bytes; one object for all clients."""
     name = min(SMALL_LIMIT, max_message_bytes)
     return {
         ord("Q"): max_statement_bytes + 1,

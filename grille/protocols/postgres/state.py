@@ -207,6 +207,11 @@ _NOT_CARRIED: Final = frozenset({FunctionCall, CopyData, CopyDone, CopyFail})
 class ClientState:
     """The state of one client's connection."""
 
+    __slots__ = (
+        "_table",
+        "state",
+    )
+
     def __init__(self) -> None:
         self.state = State.CONNECTED
         self._table = TABLE
