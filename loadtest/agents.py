@@ -61,7 +61,8 @@ def p9(scene: Stage, options: Options, level: str, console: Console) -> tuple[di
         for number, point in enumerate(distinct):
             contender = scene.grille(Variant(f"grille-{number}", level, policies=point.policies))
             count = max(point.identities, CLIENTS)
-            driver = _connect(stack, scene, contender, scene.agents(point.identities), count, point.shapes)
+            certificates = scene.agents(point.identities)
+            driver = _connect(stack, console, contender, certificates, count, point.shapes)
             drivers.append((point, contender, driver))
             console.print(f"connected: {point.name}", soft_wrap=True, highlight=False)
         for number in range(options.rounds):
@@ -92,7 +93,7 @@ def p7(scene: Stage, options: Options, level: str, console: Console) -> tuple[di
         for number, (name, count) in enumerate(((few, ACTIVE), (many, options.agents))):
             contender = scene.grille(Variant(f"grille-{number}", level))
             before = resident_kib(contender.pids())
-            driver = _connect(stack, scene, contender, scene.agents(count), count, 0)
+            driver = _connect(stack, console, contender, scene.agents(count), count, 0)
             kib[name] = resident_kib(contender.pids()) - before
             drivers[name] = (contender, driver)
             console.print(f"connected: {name}, {kib[name] / count:.1f} KiB an agent", soft_wrap=True, highlight=False)
@@ -116,11 +117,14 @@ def p7(scene: Stage, options: Options, level: str, console: Console) -> tuple[di
 
 
 def _connect(
-    stack: contextlib.ExitStack, scene: Stage, contender: Contender, certificates: Sequence[str], count: int,
+    stack: contextlib.ExitStack, console: Console, contender: Contender, certificates: Sequence[str], count: int,
     shapes: int,
 ) -> Driver:  # fmt: skip
+    def progress(connected: int) -> None:
+        console.print(f"{connected} of {count} agents are connected", highlight=False)
+
     try:
-        driver = stack.enter_context(Driver(contender.settings, certificates, count))
+        driver = stack.enter_context(Driver(contender.settings, certificates, count, progress))
         driver.command({"do": "warm up", "shapes": shapes})
     except ServerError as error:
         raise RunFailed(str(error)) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import json
 import random
 import resource
@@ -33,6 +34,8 @@ SILENCE = 60.0
 """Seconds without any answer after which a run has failed."""
 HANDSHAKES = 4
 """Connections that are opened at once: a handshake costs the proxy more than a statement."""
+PROGRESS = 1000
+"""Connections after which the driver says how far it is."""
 
 
 def message(kind: bytes, body: bytes) -> bytes:
@@ -145,13 +148,20 @@ class Agent:
 class Agents:
     """Many agents in one process, and the ways to load them."""
 
-    def __init__(self, settings: dict[str, str], certificates: Sequence[str], count: int) -> None:
+    def __init__(
+        self, settings: dict[str, str], certificates: Sequence[str], count: int,
+        progress: Callable[[int], None] = lambda connected: None,
+    ) -> None:  # fmt: skip
+        """Connect.  ``progress`` hears now and then how many are connected."""
+
         def open_some(first: int) -> list[tuple[int, Agent]]:
             own = ssl.create_default_context(cafile=settings["PGSSLROOTCERT"])
             found = []
             for number in range(first, count, HANDSHAKES):
                 own.load_cert_chain(certificates[number % len(certificates)])
                 found.append((number, Agent(settings, own)))
+                if first == 0 and len(found) % (PROGRESS // HANDSHAKES) == 0:
+                    progress(number + HANDSHAKES)
             return found
 
         with ThreadPoolExecutor(HANDSHAKES) as pool:
@@ -160,6 +170,9 @@ class Agents:
         self.selector = selectors.DefaultSelector()
         for agent in self.all:
             self.selector.register(agent.socket, selectors.EVENT_READ, agent)
+        # Else the collector walks over thousands of agents, and its pause is taken for the proxy's.
+        gc.collect()
+        gc.freeze()
 
     def _answers(self, timeout: float = SILENCE) -> Iterable[Agent]:
         """The agents whose replies became whole.  Raises `ServerError` if nothing comes for `SILENCE` seconds."""
@@ -257,8 +270,15 @@ class Agents:
 class Driver:
     """The driver's process, seen from the process that measures.  Raises `ServerError` for what goes wrong there."""
 
-    def __init__(self, settings: dict[str, str], certificates: Sequence[str], count: int) -> None:
-        """Connect so many agents; they show the certificates (PEM, with the key) in turn."""
+    def __init__(
+        self, settings: dict[str, str], certificates: Sequence[str], count: int,
+        progress: Callable[[int], None] = lambda connected: None,
+    ) -> None:  # fmt: skip
+        """Connect so many agents; they show the certificates (PEM, with the key) in turn.
+
+        ``progress`` hears after each `PROGRESS` or so how many are connected.
+        """
+        self._progress = progress
         self._process = subprocess.Popen(
             [sys.executable, "-m", "loadtest.drivers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -269,8 +289,12 @@ class Driver:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        text = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(text) if text else {"error": "the driver ended"}
+        while True:
+            text = self._process.stdout.readline()
+            answer: dict[str, Any] = json.loads(text) if text else {"error": "the driver ended"}
+            if "connected" not in answer:
+                break
+            self._progress(answer["connected"])
         if "error" in answer:
             raise ServerError(answer["error"])
         return answer
@@ -322,6 +346,10 @@ def _timed(work: Callable[[], list[float]], each: int = 1) -> dict[str, float]:
     return _figures(latencies, time.perf_counter() - begin, each)
 
 
+def _say_connected(connected: int) -> None:
+    print(json.dumps({"connected": connected}), flush=True)
+
+
 def main() -> None:
     """One JSON command a line on the standard input: first what to connect, then what to do."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -331,7 +359,7 @@ def main() -> None:
         command = json.loads(text)
         try:
             if agents is None:
-                agents = Agents(command["settings"], command["certificates"], command["count"])
+                agents = Agents(command["settings"], command["certificates"], command["count"], _say_connected)
                 answer: dict[str, Any] = {}
             else:
                 answer = _obey(agents, command)

@@ -368,7 +368,7 @@ class Lane:
         services = session.services
         agent = session.agent
         self.session = session
-        self.units: deque[Unit] = deque()
+        self.units: list[Unit] = []
         """In flight, or waiting for their events to be kept, oldest first."""
         self.shared = services.pipes[agent.database]
         self.enforcement: Enforcement = services.enforcement[agent.database]
@@ -386,7 +386,7 @@ class Lane:
         self._turn = self.shared.turn
         self._loop = asyncio.get_running_loop()
         self._rest = b""
-        self._decoding: deque[Unit] = deque()
+        self._decoding: list[Unit] = []
         """Answered, but behind one whose rows are being transformed, or that one itself."""
         self._redo: list[bytes] = []
         """Units that the session has to run, in order."""
@@ -1035,7 +1035,7 @@ class Lane:
         unit.decoded = True
         decoding = self._decoding
         while decoding and decoding[0].decoded:
-            unit = decoding.popleft()
+            unit = decoding.pop(0)
             if unit.again or self._failing:
                 self._run_again(unit)
             else:
@@ -1239,7 +1239,7 @@ class Lane:
         units = self.units
         audited = time.perf_counter()
         while units and units[0].over:
-            unit = units.popleft()
+            unit = units.pop(0)
             self.buffered -= unit.nbytes
             if unit.again:
                 self._redo.append(unit.raw)

@@ -144,6 +144,8 @@ _TAGS: Final = {
     "rollback_to": "ROLLBACK",
 }
 _NO_LIMITS: Final = Limits()
+_NO_SETTINGS: Final = Settings()
+_NO_CHAIN: Final = Chain()
 
 
 class Session:
@@ -216,9 +218,8 @@ class Session:
         self._state.happened(state.Event.ENCRYPTED)
         self._id = event_id(time.time())
         self._peer = peer or _address(stream)
-        self.settings = Settings()
-        self._initial = Settings()
-        self.chain = Chain()
+        self.settings = self._initial = _NO_SETTINGS
+        self.chain = _NO_CHAIN
         self._key: BackendKeyData | None = None
         self._frames = Frames(frontend_limits(self.config.max_message_bytes, self.config.max_statement_bytes))
         self._timeout: asyncio.Timeout | None = None
@@ -240,7 +241,7 @@ class Session:
         """What SET LOCAL set."""
         self._savepoints: list[tuple[str, int, Settings, dict[str, str]]] = []
         """(name, portals opened before it, settings and local settings of then), oldest first."""
-        self._told: dict[str, str] = {}
+        self._told: tuple[str, ...] = ()
         """The reported settings as the client knows them."""
         # the unit
         self._steps: list[Step] = []
@@ -383,14 +384,14 @@ class Session:
             startup = accept(version, first.parameters)
             self._begin_session(startup)
             await self._note("connect")
-            reported = {name: self._shown(name) or "" for name in answers.REPORTED}
+            self._told = self._reported()
+            reported = dict(zip(answers.REPORTED, self._told, strict=True))
         out = bytearray()
         if startup.negotiate is not None:
             out += NegotiateProtocolVersion(startup.version, startup.negotiate).encode()
         out += AUTHENTICATION_OK
         for name, value in reported.items():
             out += ParameterStatus(name, value).encode()
-            self._told[name] = value
         secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
         self._key = self.services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()
@@ -1689,13 +1690,16 @@ class Session:
 
     def _changed(self) -> bytes:
         """What tells the client of reported settings that it does not know as they are."""
-        out = b""
-        for name in answers.REPORTED:
-            value = self._shown(name) or ""
-            if self._told.get(name) != value:
-                self._told[name] = value
-                out += ParameterStatus(name, value).encode()
-        return out
+        told, self._told = self._told, self._reported()
+        return b"".join(
+            ParameterStatus(name, value).encode()
+            for name, value, known in zip(answers.REPORTED, self._told, told, strict=True)
+            if value != known
+        )
+
+    def _reported(self) -> tuple[str, ...]:
+        """The values of the reported settings as they are now."""
+        return tuple(self._shown(name) or "" for name in answers.REPORTED)
 
     def _show(self, name: str) -> Answer:
         value = self._shown(name)

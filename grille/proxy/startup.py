@@ -94,6 +94,10 @@ class Settings(msgspec.Struct, frozen=True):
         return tuple(pair for pair in self.values if pair[0] not in ("application_name", "client_encoding"))
 
 
+_NO_SETTINGS: Final = Settings()
+_NO_CHAIN: Final = Chain()
+
+
 class Startup(msgspec.Struct, frozen=True):
     """A startup message that has passed the allow-list."""
 
@@ -112,8 +116,8 @@ def accept(version: int, parameters: Mapping[str, str]) -> Startup:
     value.
     """
     wanted, unknown = _wanted(version, parameters)
-    settings = Settings()
-    chain = Chain()
+    settings = _NO_SETTINGS
+    chain = _NO_CHAIN
     try:
         for name, value in wanted:
             known = canonical_name(name)
@@ -136,8 +140,8 @@ def accept_passthrough(version: int, parameters: Mapping[str, str]) -> tuple[Sta
     and ``options`` taken apart.  Raises `Refusal` (fatal) as `accept`, but for settings.
     """
     wanted, unknown = _wanted(version, parameters)
-    settings = Settings()
-    chain = Chain()
+    settings = _NO_SETTINGS
+    chain = _NO_CHAIN
     given: dict[str, str] = {}
     try:
         for name, value in wanted:

@@ -15,6 +15,8 @@ HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
 PIECE: Final = 16 * 1024
 """Bytes that go into or out of TLS at a time, as many as a record has: its buffers grow to that and never shrink."""
+HANDSHAKE_PIECE: Final = 256
+"""The same during the handshake, because an idle agent's buffers stay as large as that made them."""
 CLOSE_SECONDS: Final = 2.0
 """How long a peer may take to read what was sent and to close, once a TLS connection is closed here."""
 
@@ -178,28 +180,29 @@ class ByteStream(asyncio.Protocol):
     def _decrypt(self, tls: ssl.SSLObject, data: bytes) -> None:
         """Take what the peer has sent, as far as its records are whole."""
         found: list[bytes] = []
+        piece = PIECE if self._handshake is None else HANDSHAKE_PIECE
         left = False
-        try:
-            for start in range(0, len(data), PIECE):
-                self._incoming.write(data[start : start + PIECE])
+        for start in range(0, len(data), piece):
+            self._incoming.write(data[start : start + piece])
+            if self._handshake is not None:
+                self._shake_hands(tls)
+                if self._closing:
+                    return
                 if self._handshake is not None:
-                    self._shake_hands(tls)
-                    if self._closing:
-                        return
-                    if self._handshake is not None:
-                        continue
+                    continue
+            try:
                 # Asked before reading, because an exception for each statement costs more.
                 while not left and (self._incoming.pending or tls.pending()):
                     clear = tls.read(PIECE)
                     left = not clear
                     found.append(clear)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError:
-            self._flush()  # the alert
-            self._closing = True
-            self._close_transport()
-            return
+            except ssl.SSLWantReadError:
+                pass  # a record that goes on in the next piece
+            except ssl.SSLError:
+                self._flush()  # the alert
+                self._closing = True
+                self._close_transport()
+                return
         if self._outgoing.pending:
             self._flush()
         if found and found[0]:
