@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -55,7 +56,13 @@ class LoggedDecision(Decision, frozen=True, kw_only=True):
         return cls(**msgspec.structs.asdict(decision), id=id)
 
 
+SMALL_ANSWER: Final = 4096
+"""Up to this many bytes an answer that is given again, to another agent of the same kind, say, is decoded once."""
+SMALL_ANSWERS: Final = 1024
+"""How many of these are kept."""
+
 _decoder = msgspec.json.Decoder(Decision)
+_decode_small = functools.lru_cache(SMALL_ANSWERS)(_decoder.decode)
 
 
 def decode(raw: bytes) -> Decision:
@@ -63,7 +70,7 @@ def decode(raw: bytes) -> Decision:
     if len(raw) > MAX_ANSWER:
         raise DecisionError("the answer is too long")
     try:
-        return _decoder.decode(raw)
+        return _decode_small(raw) if len(raw) <= SMALL_ANSWER else _decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise DecisionError(str(error)) from None
 

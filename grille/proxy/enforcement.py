@@ -123,13 +123,14 @@ class Lru(Generic[K, V]):
     def put(self, key: K, value: V, weight: int = 0) -> None:
         if self._size <= 0 or (self._limit is not None and weight > self._limit):
             return
-        self._weight += weight - self._weights.get(key, 0)
-        self._weights[key] = weight
+        if weight or key in self._weights:
+            self._weight += weight - self._weights.get(key, 0)
+            self._weights[key] = weight
         self._entries[key] = value
         self._entries.move_to_end(key)
         while len(self._entries) > self._size or (self._limit is not None and self._weight > self._limit):
             oldest, _value = self._entries.popitem(last=False)
-            self._weight -= self._weights.pop(oldest)
+            self._weight -= self._weights.pop(oldest, 0)
 
     def clear(self) -> None:
         self._entries.clear()

@@ -153,46 +153,17 @@ class Listener:
                 self._on_refused(peer, "WP-03", "too many connections that are not sessions yet")
                 continue
             accepted.setblocking(False)
-            connection = asyncio.create_task(self._serve(accepted, peer))
+            # One name for all: thousands of idle sessions would each keep a text of its own.
+            connection = asyncio.create_task(self._serve(accepted, peer), name="connection")
             self._connections.add(connection)
             connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
         """One connection from beginning to end."""
-        stream: ByteStream | None = None
-        try:
-            async with asyncio.timeout(self._settings.handshake_timeout):
-                kind: Literal["negotiated", "direct"] | None = None
-                try:
-                    kind = await self._before_tls(accepted)
-                finally:
-                    if kind is None:
-                        accepted.close()
-                if kind is None:
-                    return
-                stream = await self._handshake(accepted)
-                tls: ssl.SSLObject = stream.extra("ssl_object")  # noqa: S610
-                if kind == "direct" and tls.selected_alpn_protocol() != ALPN:
-                    self._on_refused(peer, "ID-03", f'direct TLS did not ask for the application protocol "{ALPN}"')
-                    return
-                agent = self._authenticate(presented_chain(tls))
-            await self._run(stream, agent, peer)
-        except Refusal as refusal:
-            detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
-            self._on_refused(peer, refusal.control, refusal.message + detail)
-            if stream is not None:
-                await self._tell(stream, refusal)
-        except TimeoutError:
-            self._on_refused(peer, "WP-04", "the handshake took too long")
-        except OSError:
-            pass  # the client has left
-        except Exception:
-            log.exception("a connection failed", extra={"fields": {"peer": peer}})
-        finally:
-            if stream is not None:
-                await _close(stream)
-
-    async def _run(self, stream: ByteStream, agent: Agent, peer: str) -> None:
+        arrived = await self._arrive(accepted, peer)
+        if arrived is None:
+            return
+        stream, agent = arrived
         session: Session | None = None
         try:
             session = self._session_factory(stream, agent, peer)
@@ -203,6 +174,45 @@ class Listener:
         finally:
             if session is not None:
                 self.sessions.discard(session)
+            await _close(stream)
+
+    async def _arrive(self, accepted: socket.socket, peer: str) -> tuple[ByteStream, Agent] | None:
+        """Who shook hands; None, and the connection is closed, if nobody did who may become a session."""
+        stream: ByteStream | None = None
+        agent: Agent | None = None
+        try:
+            async with asyncio.timeout(self._settings.handshake_timeout):
+                kind: Literal["negotiated", "direct"] | None = None
+                try:
+                    kind = await self._before_tls(accepted)
+                finally:
+                    if kind is None:
+                        accepted.close()
+                if kind is None:
+                    return None
+                stream = await self._handshake(accepted)
+                tls: ssl.SSLObject = stream.extra("ssl_object")  # noqa: S610
+                if kind == "direct" and tls.selected_alpn_protocol() != ALPN:
+                    self._on_refused(peer, "ID-03", f'direct TLS did not ask for the application protocol "{ALPN}"')
+                    return None
+                agent = self._authenticate(presented_chain(tls))
+            return stream, agent
+        except Refusal as refusal:
+            detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
+            self._on_refused(peer, refusal.control, refusal.message + detail)
+            if stream is not None:
+                await self._tell(stream, refusal)
+        except TimeoutError:
+            agent = None
+            self._on_refused(peer, "WP-04", "the handshake took too long")
+        except OSError:
+            pass  # the client has left
+        except Exception:
+            log.exception("a connection failed", extra={"fields": {"peer": peer}})
+        finally:
+            if stream is not None and agent is None:
+                await _close(stream)
+        return None
 
     async def _before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
         """Answer what comes in clear until a TLS handshake is next; None when the connection is done.

@@ -19,7 +19,7 @@ import itertools
 import logging
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -146,6 +146,13 @@ _TAGS: Final = {
 _NO_LIMITS: Final = Limits()
 _NO_SETTINGS: Final = Settings()
 _NO_CHAIN: Final = Chain()
+_NO_LOCAL_SETTINGS: Final[Mapping[str, str]] = {}
+
+
+@functools.lru_cache(10_000)
+def _named(columns: tuple[str, ...], predicates: tuple[str, ...]) -> frozenset[str]:
+    """The columns that a statement names, one object for all sessions that run it."""
+    return frozenset((*columns, *predicates))
 
 
 class Session:
@@ -237,9 +244,9 @@ class Session:
         self._before: Settings | None = None
         """The settings to which ROLLBACK goes back."""
         self._isolation = ""
-        self._local_settings: dict[str, str] = {}
+        self._local_settings: Mapping[str, str] = _NO_LOCAL_SETTINGS
         """What SET LOCAL set."""
-        self._savepoints: list[tuple[str, int, Settings, dict[str, str]]] = []
+        self._savepoints: list[tuple[str, int, Settings, Mapping[str, str]]] = []
         """(name, portals opened before it, settings and local settings of then), oldest first."""
         self._told: tuple[str, ...] = ()
         """The reported settings as the client knows them."""
@@ -269,7 +276,7 @@ class Session:
         """At least the length of their texts."""
         self.portals: dict[str, Portal] = {}
         self._portal_names = itertools.count(1)
-        self._known: dict[tuple[str, str], set[str]] = {}
+        self._known: dict[tuple[str, str], frozenset[str]] = {}
         """Columns by relation that this session's own statements named: what errors may name."""
 
     # the whole life
@@ -278,7 +285,7 @@ class Session:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
         self.services.metrics.sessions.inc()
         connected = False
-        self.stream.closed.add_done_callback(self._left)
+        self.stream.on_lost = self.cancel  # what runs
         try:
             connected = await self._startup()
             if connected and self._passthrough is not None:
@@ -298,7 +305,7 @@ class Session:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
-            self.stream.closed.remove_done_callback(self._left)
+            self.stream.on_lost = None
             self.services.metrics.sessions.dec()
             if self._key is not None:
                 self.services.cancels.remove(self._key)
@@ -306,10 +313,6 @@ class Session:
             self.stream.close()
             if connected:
                 await self._note("disconnect")
-
-    def _left(self, closed: asyncio.Future[None]) -> None:
-        """Cancel what runs when the client's connection goes away."""
-        self.cancel()
 
     async def _abandon(self) -> None:
         """Give the upstream connection back in whatever state it is; what ran without an outcome is recorded."""
@@ -447,7 +450,7 @@ class Session:
         if name in ("session_authorization", "role"):
             return "/".join(self.agent.path)
         known = canonical_session_name(name)
-        if known in self._local_settings:
+        if known is not None and known in self._local_settings:
             return self._local_settings[known]
         if name in ("default_transaction_read_only", "default_transaction_deferrable"):
             return self.settings.get(name) or "off"
@@ -1630,7 +1633,7 @@ class Session:
         self._isolation = ""
         self._savepoints.clear()
         if self._local_settings:
-            self._local_settings = {}
+            self._local_settings = _NO_LOCAL_SETTINGS
             self.relay.out += self._changed()
 
     def _roll_back_settings(self) -> None:
@@ -1750,8 +1753,10 @@ class Session:
         if operation is None:
             return
         for use in operation.relations:
-            columns = self._known.setdefault((use.schema, use.name), set())
-            columns.update(use.columns, use.predicates)
+            relation = (use.schema, use.name)
+            named = _named(use.columns, use.predicates)
+            known = self._known.get(relation, named)
+            self._known[relation] = known if named <= known else known | named
 
     def permitted(self, schema: str, relation: str, column: str) -> bool:
         """An error may name what a permitted statement of this session has named before."""

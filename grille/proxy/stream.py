@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 HIGH_WATER = 256 * 1024
@@ -40,11 +41,13 @@ class ByteStream(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_chunks",
+        "_closed",
         "_closing",
         "_deadline",
         "_eof",
         "_handshake",
         "_incoming",
+        "_lost",
         "_outgoing",
         "_reading_paused",
         "_receiver",
@@ -52,7 +55,7 @@ class ByteStream(asyncio.Protocol):
         "_transport",
         "_writable",
         "_writing_paused",
-        "closed",
+        "on_lost",
         "tap",
     )
 
@@ -64,8 +67,11 @@ class ByteStream(asyncio.Protocol):
         self._receiver: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._writing_paused = False
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the connection is gone; for callbacks only, because who awaits it could cancel it."""
+        self._lost = False
+        self._closed: asyncio.Future[None] | None = None
+        """What waits until the connection is gone."""
+        self.on_lost: Callable[[], None] | None = None
+        """Called when the connection is gone."""
         self._tls: ssl.SSLObject | None = None
         self._incoming: ssl.MemoryBIO
         self._outgoing: ssl.MemoryBIO
@@ -119,8 +125,11 @@ class ByteStream(asyncio.Protocol):
         self._break_handshake(exc or ConnectionResetError("the connection was lost during the TLS handshake"))
         self._end()
         self.resume_writing()
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self._lost = True
+        if self._closed is not None:
+            self._closed.set_result(None)
+        if self.on_lost is not None:
+            self.on_lost()
 
     @property
     def writing_paused(self) -> bool:
@@ -327,7 +336,11 @@ class ByteStream(asyncio.Protocol):
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        await asyncio.shield(self.closed)
+        if self._lost:
+            return
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._closed)
 
     def _close_transport(self) -> None:
         if self._transport is not None:
