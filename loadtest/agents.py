@@ -67,9 +67,7 @@ def p9(scene: Stage, options: Options, level: str, console: Console) -> tuple[di
             console.print(f"connected: {point.name}", soft_wrap=True, highlight=False)
         for number in range(options.rounds):
             for point, contender, driver in drivers if number % 2 == 0 else drivers[::-1]:
-                command = {
-                    "do": "closed", "seconds": options.seconds, "in_flight": CLIENTS, "shapes": point.shapes,
-                }  # fmt: skip
+                command = {"do": "closed", "seconds": options.seconds, "in_flight": CLIENTS}
                 sample = _driven(Meter(scene, contender), driver, command)
                 runs[point.name].append(sample)
                 _say(console, number, options.rounds, point.name, sample)

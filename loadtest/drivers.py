@@ -34,8 +34,8 @@ SILENCE = 60.0
 """Seconds without any answer after which a run has failed."""
 HANDSHAKES = 4
 """Connections that are opened at once: a handshake costs the proxy more than a statement."""
-PROGRESS = 1000
-"""Connections after which the driver says how far it is."""
+PROGRESS = 10
+"""How often at most the driver says how far it is with connecting."""
 
 
 def message(kind: bytes, body: bytes) -> bytes:
@@ -72,6 +72,16 @@ def pipeline(depth: int, sync_each: bool) -> bytes:
         if sync_each:
             parts.append(SYNC)
     return b"".join(parts) + (b"" if sync_each else SYNC)
+
+
+def share(agents: int, shapes: int) -> list[range]:
+    """Which of so many shapes each agent runs: all are run, and by as few as possible.
+
+    So an agent repeats itself, and no figure is about the first time that an agent runs a statement.
+    """
+    if not shapes:
+        return [range(0)] * agents
+    return [range(number % min(agents, shapes), shapes, agents) for number in range(agents)]
 
 
 class ServerError(Exception):
@@ -111,6 +121,8 @@ class Agent:
         self.busy = False
         self.syncs = self.rows = 1
         self.backlog: collections.deque[float] = collections.deque()
+        self.shapes: Sequence[int] = ()
+        """The statement shapes that this agent runs; none: the plain statement."""
 
     def _read(self) -> None:
         data = self.socket.recv(65536)
@@ -124,6 +136,10 @@ class Agent:
         self.sent_at = time.perf_counter() if at is None else at
         # Nothing else is in flight, so the socket's buffer has room for a request.
         self.socket.sendall(request)
+
+    def ask_any(self, at: float | None = None) -> None:
+        """Send the select for any account, in any of this agent's shapes."""
+        self.ask(query(random.randint(1, ACCOUNTS), random.choice(self.shapes) if self.shapes else None), at=at)
 
     def answered(self) -> bool:
         """Read what is there; True when the reply is whole.  Raises `ServerError` for another reply."""
@@ -154,14 +170,16 @@ class Agents:
     ) -> None:  # fmt: skip
         """Connect.  ``progress`` hears now and then how many are connected."""
 
+        step = max(count // HANDSHAKES // PROGRESS, 1)
+
         def open_some(first: int) -> list[tuple[int, Agent]]:
             own = ssl.create_default_context(cafile=settings["PGSSLROOTCERT"])
             found = []
             for number in range(first, count, HANDSHAKES):
                 own.load_cert_chain(certificates[number % len(certificates)])
                 found.append((number, Agent(settings, own)))
-                if first == 0 and len(found) % (PROGRESS // HANDSHAKES) == 0:
-                    progress(number + HANDSHAKES)
+                if first == 0 and len(found) % step == 0:
+                    progress(min(number + HANDSHAKES, count))
             return found
 
         with ThreadPoolExecutor(HANDSHAKES) as pool:
@@ -185,23 +203,21 @@ class Agents:
                 yield agent
 
     def warm_up(self, shapes: int) -> None:
-        """One statement on each connection, and each shape once."""
-        for agent in self.all:
-            agent.ask(query(1, 0 if shapes else None))
-            agent.wait()
-        for shape in range(shapes):
-            self.all[0].ask(query(1, shape))
-            self.all[0].wait()
-        for agent in self.all:
+        """Give each agent its part of the shapes, and let it run each of them once; without shapes, one statement."""
+        for agent, own in zip(self.all, share(len(self.all), shapes), strict=True):
+            agent.shapes = own
+            for shape in own or [None]:
+                agent.ask(query(1, shape))
+                agent.wait()
             agent.socket.setblocking(False)
 
-    def closed(self, seconds: float, in_flight: int, request: Callable[[], bytes]) -> list[float]:
+    def closed(self, seconds: float, in_flight: int) -> list[float]:
         """As many statements as possible with so many in flight, over all connections in turn; their latencies."""
         latencies: list[float] = []
         waiting = collections.deque(self.all)
         end = time.perf_counter() + seconds
         for _ in range(min(in_flight, len(self.all))):
-            waiting.popleft().ask(request())
+            waiting.popleft().ask_any()
         busy = len(self.all) - len(waiting)
         while busy:
             for agent in self._answers():
@@ -209,12 +225,12 @@ class Agents:
                 latencies.append(now - agent.sent_at)
                 waiting.append(agent)
                 if now < end:
-                    waiting.popleft().ask(request())
+                    waiting.popleft().ask_any()
                 else:
                     busy -= 1
         return latencies
 
-    def open(self, seconds: float, active: int, rate: float, request: Callable[[], bytes]) -> list[float]:
+    def open(self, seconds: float, active: int, rate: float) -> list[float]:
         """So many statements a second on the first connections in turn, whether answers keep up or not.
 
         A latency counts from the moment at which the statement was due.
@@ -230,13 +246,13 @@ class Agents:
                 if agent.busy:
                     agent.backlog.append(due)
                 else:
-                    agent.ask(request(), at=due)
+                    agent.ask_any(due)
             timeout = max(begin + number / rate - time.perf_counter(), 0) if number < total else SILENCE
             for agent in self._answers(timeout):
                 latencies.append(time.perf_counter() - agent.sent_at)
                 answered += 1
                 if agent.backlog:
-                    agent.ask(request(), at=agent.backlog.popleft())
+                    agent.ask_any(agent.backlog.popleft())
         return latencies
 
     def prepare(self, card: bool) -> None:
@@ -276,7 +292,7 @@ class Driver:
     ) -> None:  # fmt: skip
         """Connect so many agents; they show the certificates (PEM, with the key) in turn.
 
-        ``progress`` hears after each `PROGRESS` or so how many are connected.
+        ``progress`` hears now and then how many are connected, about.
         """
         self._progress = progress
         self._process = subprocess.Popen(
@@ -319,22 +335,17 @@ def _figures(latencies: list[float], seconds: float, each: int = 1) -> dict[str,
 
 def _obey(agents: Agents, command: dict[str, Any]) -> dict[str, Any]:
     seconds = command.get("seconds", 0.0)
-    shapes = command.get("shapes", 0)
-
-    def request() -> bytes:
-        return query(random.randint(1, ACCOUNTS), random.randrange(shapes) if shapes else None)
-
     match command["do"]:
         case "warm up":
-            agents.warm_up(shapes)
+            agents.warm_up(command.get("shapes", 0))
             return {}
         case "prepare":
             agents.prepare(command["card"])
             return {}
         case "closed":
-            return _timed(lambda: agents.closed(seconds, command["in_flight"], request))
+            return _timed(lambda: agents.closed(seconds, command["in_flight"]))
         case "open":
-            return _timed(lambda: agents.open(seconds, command["active"], command["rate"], request))
+            return _timed(lambda: agents.open(seconds, command["active"], command["rate"]))
         case "pipelines":
             return _timed(lambda: agents.pipelines(seconds, command["sync_each"]), DEPTH)
     raise ValueError(command["do"])

@@ -16,7 +16,6 @@ import asyncio
 import functools
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 

@@ -208,7 +208,8 @@ class UpstreamConnection:
         else:
             opening = {e.statement for e in under_way if e.request is Request.PARSE}
             closing = {e.statement for e in under_way if e.request is Request.CLOSE}
-            if len(self.statements.keys() | opening) - len(closing) >= STATEMENT_LIMIT:
+            held = len(self.statements) + sum(new not in self.statements for new in opening)
+            if held - len(closing) >= STATEMENT_LIMIT:
                 victim = next((old for old in self.statements if old not in closing and old not in opening), None)
         messages = b""
         if victim is not None:

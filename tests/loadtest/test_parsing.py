@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from grille.policies import bundle
 from grille.policies.bundles import build
@@ -16,7 +18,7 @@ from grille.policies.wasm import WasmEngine
 from grille.proxy.authority import Authority
 from grille.proxy.demo.cluster import debian_binaries
 from loadtest import __main__ as command_line
-from loadtest import compare, contenders, drivers, profile, scenarios
+from loadtest import agents, compare, contenders, drivers, profile, scenarios
 from loadtest.contenders import Contender, Variant
 
 
@@ -181,7 +183,9 @@ def test_contenders_must_have_the_same_data(scene: contenders.Stage) -> None:
     stranger = Authority("other.example").issue("driver/0").write(scene.directory, "stranger")
     port = int(grille.settings["PGPORT"])
     assert set(compare.check_data(scene, [Contender("x", scene.client(port, stranger), list)])) == {"x"}
-    with drivers.Driver(grille.settings, scene.agents(2), 3) as driver:
+    connected: list[int] = []
+    with drivers.Driver(grille.settings, scene.agents(2), 3, connected.append) as driver:
+        assert connected == [3]
         driver.command({"do": "warm up"})
         figures = driver.command({"do": "closed", "seconds": 0.2, "in_flight": 2})
         assert figures["count"] >= 2 and 0 < figures["p50_us"] <= figures["p99_us"]
@@ -199,3 +203,33 @@ def test_contenders_must_have_the_same_data(scene: contenders.Stage) -> None:
         pytest.raises(drivers.ServerError, match="without the rows"),
     ):
         driver.command({"do": "warm up"})
+
+
+def test_many_agents_beside_few(scene: contenders.Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """p7 at a small size: both are given the same load, and what it ends with are figures."""
+    monkeypatch.setattr(agents, "ACTIVE", 4)
+    said = io.StringIO()
+    options = scenarios.Options("p7", rounds=1, seconds=0.5, plain=True, agents=12)
+    runs, more = agents.p7(scene, options, "process", Console(file=said))
+    assert list(runs) == ["4 connected", "12 connected"]
+    few, many = (samples[0] for samples in runs.values())
+    assert few.tps == pytest.approx(many.tps, rel=0.2)
+    assert float(more["p99_ratio"]) > 0
+    assert -2000 < float(more["kib_per_agent"]) < 2000
+    assert "12 of 12 agents are connected" in said.getvalue()
+
+
+def test_growth_has_one_beginning() -> None:
+    axes = agents.points(10_000)
+    assert {axis[0] for axis in axes.values()} == {agents.Point()}
+    assert axes["identities"][-1].identities == axes["shapes"][-1].shapes == 10_000
+    assert axes["policies"][-1].policies == 500
+
+
+@pytest.mark.parametrize(("count", "shapes"), [(64, 10), (64, 10_000), (10_000, 10), (7, 7), (3, 0)])
+def test_every_shape_is_run_and_every_agent_has_one(count: int, shapes: int) -> None:
+    shared = drivers.share(count, shapes)
+    assert len(shared) == count
+    assert {shape for own in shared for shape in own} == set(range(shapes))
+    assert all(shared) == bool(shapes)
+    assert max(map(len, shared)) <= -(-shapes // count) if shapes else True
