@@ -35,6 +35,7 @@ CONTROLS: Final[dict[str, str]] = {
     "AC-05": "an obligation that cannot be enforced denies",
     "AC-06": "limits of a decision bind every statement",
     "AC-08": "a passthrough session takes the consent of policy and configuration, and ends without it",
+    "AC-09": "in an isolated session each statement is enforced, or passes by a decision of its own",
     "RO-01": "rows are filtered before any expression of the agent sees them",
     "RO-02": "a written row must satisfy the same filter",
     "CO-01": "a sensitive column is masked unless the decision says otherwise",

@@ -56,6 +56,10 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     revision: str = ""
     filters_hash: str = ""
     cached: bool = False
+    statement: str = ""
+    """Command tag of a statement of an isolated session."""
+    passed: str = ""
+    """The control that did not understand the statement, which went on unchanged by this decision."""
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -75,15 +75,15 @@ def decode(raw: bytes) -> Decision:
         raise DecisionError(str(error)) from None
 
 
-def not_with_passthrough(decision: Decision) -> str | None:
-    """The first obligation of a passthrough decision that nobody would keep, in words, or None."""
+def not_with_connect(decision: Decision) -> str | None:
+    """The first obligation of a passthrough or isolated session that nobody would keep, in words, or None."""
     if decision.filters:
         return "row filters"
     if decision.columns:
         return "columns"
     if decision.limits != Limits():
         return "limits"
-    if decision.isolated:
+    if decision.isolated and decision.passthrough:
         return "an isolated connection"
     return None
 

@@ -36,9 +36,18 @@ class Operation(msgspec.Struct, frozen=True):
     """What one statement does: its action, the relations it touches, the functions it calls."""
 
     action: str
-    """``select``, ``insert``, ``update``, ``delete``; ``connect`` for a session as a whole.  Session statements
-    never reach the policy."""
+    """``select``, ``insert``, ``update``, ``delete``; ``connect`` for a session as a whole; ``passthrough`` for a
+    `NotUnderstood` statement.  Session statements never reach the policy."""
     relations: tuple[RelationUse, ...] = ()
     """Sorted and without duplicates."""
     functions: tuple[str, ...] = ()
     """Qualified names (``pg_catalog.count``), sorted and without duplicates."""
+
+
+class NotUnderstood(Operation, frozen=True):
+    """A statement of an isolated session that enforcement does not understand: may it go on unchanged?"""
+
+    statement: str = ""
+    """Its command tag (``CREATE TABLE``, ``SELECT``); empty for a text that could not be parsed."""
+    control: str = ""
+    """The control that refuses it."""

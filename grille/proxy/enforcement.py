@@ -36,10 +36,10 @@ from grille.policies.pdp import (
     PolicyDecisionPoint,
     PolicyUnavailable,
     Unanswered,
-    not_with_passthrough,
+    not_with_connect,
     obligations_not_enforced,
 )
-from grille.protocols.operation import Operation
+from grille.protocols.operation import NotUnderstood, Operation
 from grille.protocols.postgres import lexer
 from grille.protocols.postgres.analysis import Analysis, Sensitive, placed, unavailable_relation
 from grille.protocols.postgres.catalog import Catalog
@@ -65,7 +65,9 @@ from grille.protocols.postgres.statement import (
     same_with_parameters,
     template_positions,
 )
+from grille.protocols.postgres.tree import Node
 from grille.proxy import answers
+from grille.proxy.catalog_own import BuiltIn
 from grille.proxy.identity import Agent
 from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
@@ -303,7 +305,11 @@ class Enforcement:
         for key, value in self._sensitive.items():
             relation, _, column = key.rpartition(".")
             self._by_relation.setdefault(relation, {})[column] = value
-        self._functions = tuple(functions)
+        self.functions = tuple(functions)
+        """Routines outside pg_catalog that the configuration lists."""
+        self.changes = 0
+        """Counts what isolated sessions have committed that others may have to look after."""
+        self._built_in: BuiltIn | None = None
         self._passthrough = passthrough
         self._max_statement = max_statement
         self._epoch = ""
@@ -592,7 +598,7 @@ class Enforcement:
     # Whole sessions
 
     async def connect(self, agent: Agent) -> Verdict | None:
-        """The decision that makes an agent's session passthrough, or None: its session is governed.
+        """The decision that makes an agent's session passthrough or isolated, or None: its session is governed.
 
         An engine that does not answer this question makes a governed session too, where every statement is decided.
         Raises a fatal `Refusal`: AC-08 without the configuration's consent, AC-05 for an obligation that could not be
@@ -604,8 +610,9 @@ class Enforcement:
             decision = await answered(lambda: pdp.decide(document))
         except (PolicyUnavailable, DecisionError):
             return None
-        if not (decision.allow and decision.passthrough):
+        if not (decision.allow and (decision.passthrough or decision.isolated)):
             return None
+        what = "passthrough" if decision.passthrough else "an isolated session"
         verdict = Verdict(
             id=str(uuid.uuid4()),
             decision=decision,
@@ -616,19 +623,19 @@ class Enforcement:
             filters_hash="",
             expires=0.0,
         )
-        obligation = not_with_passthrough(decision)
+        obligation = not_with_connect(decision)
         refusal: Refusal | None = None
         if obligation is not None:
             refusal = Refusal(
                 "AC-05",
-                f"The policy asks for passthrough and for {obligation}, which exclude each other.",
+                f"The policy asks for {what} and for {obligation}, which exclude each other.",
                 hint="Tell the owner of this agent's policy.",
                 fatal=True,
             )
         elif not self._passthrough:
             refusal = Refusal(
                 "AC-08",
-                "The policy asks for a passthrough session, and the configuration of this proxy allows none here.",
+                f"The policy asks for {what}, and the configuration of this proxy allows none here.",
                 hint="Tell the operator of this proxy, and the owner of this agent's policy.",
                 fatal=True,
             )
@@ -657,6 +664,78 @@ class Enforcement:
             )
         return again
 
+    def still_isolated(self, verdict: Verdict) -> None:
+        """Raise a fatal `Refusal` 57P01 if an isolated session must end: its statements were decided one by one."""
+        try:
+            self._check_dates(verdict)
+        except Refusal as refusal:
+            refusal.sqlstate = "57P01"
+            raise
+        if verdict.revision != self._pdp().revision:
+            raise Refusal(
+                "AC-09",
+                "The policy has changed, and with it what the statements of this session were decided under.",
+                sqlstate="57P01",
+                hint="Connect again.",
+                fatal=True,
+            )
+
+    # Statements of isolated sessions
+
+    def built_in(self) -> BuiltIn:
+        """The part of the snapshot in force that is the server's own.  Raises `Refusal` ST-08 before there is one."""
+        catalog = self._catalog()
+        if self._built_in is None or self._built_in.catalog is not catalog:
+            self._built_in = BuiltIn(catalog)
+        return self._built_in
+
+    def govern(
+        self, agent: Agent, node: Node, types: tuple[int, ...], resolver: Resolver, purity: Purity
+    ) -> tuple[Plan, Operation, Verdict, bool]:
+        """Decide and rewrite one statement in the catalogue of one session, which is ``resolver``'s.
+
+        The text of the plan holds the identity's values.  The last of the result says whether the decision came from
+        the cache.  ``node`` is used up.  Raises `Refusal`; AC-05 for what takes work on parameters or replies.
+        """
+        analysis = self._analyze(agent, ParsedStatement(None, node), types, resolver, purity)
+        operation = analysis.operation
+        verdict, cached = self._decide(agent, operation, analysis.places)
+
+        def inline(value: int, array: bool) -> str:
+            return _injected_text(verdict.values[value], array).decode()
+
+        try:
+            plan = rewrite(analysis, verdict.terms, resolver, types, inline)
+            checked = plan.hidden_columns or plan.swallow_rows or plan.row_check_plan
+            if plan.encode or plan.results or checked or verdict.decision.limits != Limits():
+                raise Refusal(
+                    "AC-05",
+                    "This statement takes work on its values or its result, which an isolated session does not do.",
+                    hint="Run it in a session that is not isolated, or ask the owner of this agent's policy.",
+                )
+        except Refusal as refusal:
+            refusal.operation = operation
+            raise _identified(refusal, verdict) from None
+        return plan, operation, verdict, cached
+
+    def may_pass(self, agent: Agent, statement: str, control: str) -> Verdict | None:
+        """The decision that lets a statement which is not understood go on unchanged, or None."""
+        try:
+            pdp = self._pdp()
+            question = NotUnderstood("passthrough", statement=statement, control=control)
+            key = (agent.fingerprint, agent.database, question, pdp.revision)
+            verdict = self.decisions.get(key)
+            if verdict is None or time.monotonic() >= verdict.expires:
+                verdict = self._ask(agent, question, pdp)
+                if verdict.expires:
+                    self.decisions.put(key, verdict)
+            self.still_valid(verdict)
+        except Refusal:
+            return None
+        decision = verdict.decision
+        granted = decision.allow and decision.passthrough and not decision.isolated
+        return verdict if granted and not_with_connect(decision) is None else None
+
     def _check_dates(self, verdict: Verdict) -> None:
         try:
             self.still_valid(verdict)
@@ -677,8 +756,8 @@ class Enforcement:
     def _follow_catalog(self) -> None:
         catalog = self._catalog()
         if catalog.epoch != self._epoch:
-            self._resolver = Resolver(catalog, self._functions)
-            self._purity = Purity(catalog, self._functions)
+            self._resolver = Resolver(catalog, self.functions)
+            self._purity = Purity(catalog, self.functions)
             self._epoch = catalog.epoch
             for cache in (self.texts, self.decisions, self.plans):
                 cache.clear()
@@ -746,10 +825,18 @@ class Enforcement:
             )
         return tuple(found)
 
-    def _analyze(self, agent: Agent, statement: ParsedStatement, types: tuple[int, ...]) -> Analysis:
-        assert self._resolver is not None and self._purity is not None  # noqa: S101
+    def _analyze(
+        self,
+        agent: Agent,
+        statement: ParsedStatement,
+        types: tuple[int, ...],
+        resolver: Resolver | None = None,
+        purity: Purity | None = None,
+    ) -> Analysis:
+        resolver, purity = resolver or self._resolver, purity or self._purity
+        assert resolver is not None and purity is not None  # noqa: S101
         try:
-            return analyze(statement, self._resolver, self._purity, self._sensitive, types)
+            return analyze(statement, resolver, purity, self._sensitive, types)
         except Refusal as refusal:
             operation = refusal.operation
             if isinstance(operation, Operation) and operation.relations:

@@ -83,10 +83,12 @@ _LENGTH: Final = struct.Struct("!i")
 _SYNC: Final = Sync().encode()
 _FLUSH: Final = Flush().encode()
 _ANY_TIME: Final = frozenset({NOTICE_RESPONSE, PARAMETER_STATUS, NOTIFICATION_RESPONSE})
+_LISTENING: Final = frozenset(
+    {state.State.IDLE, state.State.TRANSACTION, state.State.FAILED_TRANSACTION, state.State.EXTENDED}
+)
 _COPYING: Final = frozenset({state.State.COPY_IN, state.State.COPY_IN_EXTENDED})
 _AS_ASKED: Final = ("22", "42", "55")
 """Classes of errors that are about a setting which the client asked for at startup."""
-_FORGETS_STATEMENTS: Final = frozenset({"PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL"})
 _FORGETS_PORTALS: Final = frozenset(
     {"DECLARE CURSOR", "CLOSE CURSOR", "CLOSE CURSOR ALL", "DISCARD ALL", "COMMIT", "ROLLBACK"}
 )
@@ -172,10 +174,10 @@ class PrivateConnection(UpstreamConnection):
         super()._refused(error)
 
 
-class _Shown:
+class Shown:
     """What an event says of a statement's text."""
 
-    __slots__ = ("chain", "size", "template", "types")
+    __slots__ = ("chain", "judged", "size", "template", "types")
 
     def __init__(self, text: str, types: tuple[int, ...] = ()) -> None:
         self.template = ""
@@ -183,6 +185,8 @@ class _Shown:
         """Bytes of the original text."""
         self.chain: Chain | None = None
         self.types = types
+        self.judged: Any = None
+        """What was decided of it, in an isolated session."""
         with contextlib.suppress(Refusal, UnicodeEncodeError):
             text.encode()
             stripped, self.chain = cut_comment(text)
@@ -190,26 +194,26 @@ class _Shown:
             self.template = template if len(template) <= MAX_TEMPLATE else ""
 
 
-_UNKNOWN: Final = _Shown("")
+UNKNOWN: Final = Shown("")
 
 
-class _Bound:
+class Bound:
     """A portal, as far as events are concerned."""
 
     __slots__ = ("shown", "values")
 
-    def __init__(self, shown: _Shown, values: tuple[Value, ...] = ()) -> None:
+    def __init__(self, shown: Shown, values: tuple[Value, ...] = ()) -> None:
         self.shown = shown
         self.values = values
 
 
-class _Run:
+class Run:
     """One Query or one Execute: what its event will say."""
 
     __slots__ = ("began", "bound", "bytes", "clock", "done", "error", "intent", "item", "rows", "seen", "sqlstate",
                  "status", "tag")  # fmt: skip
 
-    def __init__(self, bound: _Bound, item: int) -> None:
+    def __init__(self, bound: Bound, item: int) -> None:
         self.bound = bound
         self.item = item
         self.began = time.time()
@@ -239,6 +243,8 @@ class Passthrough:
     ``event`` makes an event of this session, ``refused`` records a refusal, ``check_end`` raises if the session has to
     end before its next unit.
     """
+
+    _forgets_statements = frozenset({"PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL"})
 
     def __init__(
         self,
@@ -289,14 +295,16 @@ class Passthrough:
         self._over = False
         # the unit
         self._open = False
-        self._runs: list[_Run] = []
-        self._by_item: dict[int, _Run] = {}
-        self._bound_by_item: dict[int, _Bound] = {}
+        self._runs: list[Run] = []
+        self._by_item: dict[int, Run] = {}
+        self._bound_by_item: dict[int, Bound] = {}
         self._poisons: dict[int, Refusal] = {}
-        self._copying: _Run | None = None
+        self._copying: Run | None = None
+        self._own_item = -1
+        """The item of requests that the client knows nothing of."""
         # names
-        self._statements: dict[str, _Shown] = {}
-        self._portals: dict[str, _Bound] = {}
+        self._statements: dict[str, Shown] = {}
+        self._portals: dict[str, Bound] = {}
         self._tentative: list[tuple[int, dict[str, Any], str, Any]] = []
 
     @property
@@ -356,6 +364,11 @@ class Passthrough:
             isinstance(message, Query | CopyData | CopyDone | CopyFail) or _oversized_query(message)
         ):
             await self._settle()
+        if isinstance(message, Parse | Query) and self._state.state in _LISTENING:
+            fresh = not self._open
+            if fresh:
+                await self._begin_unit()
+            await self._consider(message, fresh)
         before = self._state.state
         after = self._state.receive(message)
         if isinstance(message, Terminate) or (before is state.State.SKIPPING and after is before):
@@ -365,15 +378,25 @@ class Passthrough:
                 await self._copy(message, kind, payload)
             return
         if not self._open:
-            self._check_end()
-            self._verdict = await self._enforcement.still_passthrough(self._agent, self._verdict)
-            self._open = True
+            await self._begin_unit()
         self._take(message, kind, payload)
         if after is state.State.ANSWERING:
             await self.forward()
             await self._answered()
         elif len(self._requests) > _FORWARD_BYTES:
             await self.forward()
+
+    async def _begin_unit(self) -> None:
+        self._check_end()
+        await self._still_granted()
+        self._open = True
+
+    async def _still_granted(self) -> None:
+        """Raise the refusal that ends the session if policy does not carry it any more."""
+        self._verdict = await self._enforcement.still_passthrough(self._agent, self._verdict)
+
+    async def _consider(self, message: Parse | Query, fresh: bool) -> None:
+        """Look at a text before it is taken; ``fresh``: it is the first message of its unit."""
 
     def _take(self, message: FrontendMessage, kind: int, payload: bytes) -> None:
         """Queue one message and what is expected of it."""
@@ -384,16 +407,16 @@ class Passthrough:
                 request = Request.QUERY
                 self._statements.pop("", None)
                 self._portals.pop("", None)
-                self._begin(_Bound(_Shown(text)), item)
+                self._begin(Bound(Shown(text)), item)
             case Parse(name, text, types):
                 request = Request.PARSE
-                shown = _Shown(text, types)
-                self._bound_by_item[item] = _Bound(shown)
+                shown = Shown(text, types)
+                self._bound_by_item[item] = Bound(shown)
                 self._name(self._statements, name, shown, item)
             case Bind():
                 request = Request.BIND
-                shown = self._statements.get(message.statement, _UNKNOWN)
-                bound = self._bound_by_item[item] = _Bound(shown, _commitments(shown, message))
+                shown = self._statements.get(message.statement, UNKNOWN)
+                bound = self._bound_by_item[item] = Bound(shown, _commitments(shown, message))
                 self._name(self._portals, message.portal, bound, item)
             case Describe("S", name):
                 request = Request.DESCRIBE_STATEMENT
@@ -407,7 +430,7 @@ class Passthrough:
                     self._refuse(_too_many(), item)
                     return
                 request = Request.EXECUTE_ANY
-                self._begin(self._portals.get(portal, _Bound(_UNKNOWN)), item)
+                self._begin(self._portals.get(portal, Bound(UNKNOWN)), item)
             case Flush():
                 self._early = True
             case Sync():
@@ -423,8 +446,8 @@ class Passthrough:
         if request is not None:
             self._expectations.append(Expectation(request, item=item))
 
-    def _begin(self, bound: _Bound, item: int) -> None:
-        run = _Run(bound, item)
+    def _begin(self, bound: Bound, item: int) -> None:
+        run = Run(bound, item)
         self._runs.append(run)
         self._by_item[item] = run
 
@@ -519,7 +542,11 @@ class Passthrough:
 
     async def _bulk(self, kind: int, payload: bytes) -> None:
         """Pass on all rows, or pieces of COPY data, that have arrived."""
-        run = self._by_item[self._connection.received(kind, payload).item]
+        item = self._connection.received(kind, payload).item
+        if item == self._own_item:
+            self._own_row(payload)
+            return
+        run = self._by_item[item]
         more, count = self._connection.frames.run_of(kind)
         if kind == DATA_ROW:
             run.seen += count + 1
@@ -531,6 +558,9 @@ class Passthrough:
 
     async def _reply(self, kind: int, payload: bytes) -> None:
         if kind in _ANY_TIME:
+            payload = self._unasked(kind, payload)
+            if not payload:
+                return
             self._out += _raw(kind, payload)
             self._early = self._early or (kind == NOTICE_RESPONSE and self._open)
             return
@@ -539,6 +569,9 @@ class Passthrough:
             await self._end(error, payload)
             return
         expectation = self._connection.received(kind, payload)
+        if expectation.item == self._own_item:
+            await self._own_reply(kind, payload, error, expectation)
+            return
         if expectation.ours and error is None:
             self._connection.broken("a statement exists that nobody can have prepared")
         if error is not None:
@@ -556,7 +589,7 @@ class Passthrough:
         run = self._by_item[expectation.item]
         run.complete(command)
         run.done = expectation.request is not Request.QUERY
-        if command.tag in _FORGETS_STATEMENTS:
+        if command.tag in self._forgets_statements:
             self._statements.clear()
         if command.tag in _FORGETS_PORTALS:
             self._portals.clear()
@@ -578,11 +611,12 @@ class Passthrough:
         refusal = self._poisons.get(item)
         run = self._by_item.get(item)
         if run is None and item in self._bound_by_item:
-            run = _Run(self._bound_by_item[item], item)
+            run = Run(self._bound_by_item[item], item)
             self._runs.append(run)
         elif run is None and expectation.request is Request.SYNC and self._runs:
             run = self._runs[-1]  # a deferred constraint, for instance: nothing of the unit took effect
         if run is not None:
+            item = run.item
             run.done = True
             run.status, run.sqlstate, run.error = "error", sqlstate(error.fields), audit_text(error.fields)
         for later in [each for each in self._runs if each.item > item]:
@@ -597,7 +631,22 @@ class Passthrough:
             await self._record_refusal(refusal, "")
             self._out += ErrorResponse(refusal_fields(refusal)).encode()
         else:
-            self._out += _raw(ERROR_RESPONSE, payload)
+            self._out += self._error_for_client(error, payload, None if run is None else run.bound.shown)
+
+    def _error_for_client(self, _error: ErrorResponse, payload: bytes, _shown: Shown | None) -> bytes:
+        return _raw(ERROR_RESPONSE, payload)
+
+    def _unasked(self, _kind: int, payload: bytes) -> bytes:
+        """What the client gets of a message that comes at any time; empty: nothing."""
+        return payload
+
+    # what a session of another kind asks on its own account
+
+    def _own_row(self, payload: bytes) -> None: ...
+
+    async def _own_reply(
+        self, kind: int, payload: bytes, error: ErrorResponse | None, expectation: Expectation
+    ) -> None: ...
 
     async def _ready(self, payload: bytes) -> None:
         """The unit has ended: its events are kept, then its client is answered."""
@@ -638,7 +687,7 @@ class Passthrough:
             await self._keep_intents()
         else:
             # What comes unasked (a notification) is for passthrough sessions only.
-            self._verdict = await self._enforcement.still_passthrough(self._agent, self._verdict)
+            await self._still_granted()
         out, self._out = self._out, bytearray()
         self._early = self._open
         self._stream.send(bytes(out))
@@ -674,18 +723,18 @@ class Passthrough:
         async with self._intents:
             await _all([self._keep_intent(run) for run in self._runs if not run.intent])
 
-    async def _keep_intent(self, run: _Run) -> None:
+    async def _keep_intent(self, run: Run) -> None:
         event = self._statement_event(run, intent=True)
         await self._recorder.keep(event)
         run.intent = event.id
 
-    async def _keep(self, run: _Run) -> None:
+    async def _keep(self, run: Run) -> None:
         event = self._statement_event(run)
         await self._recorder.keep(event)
         self._metrics.observe(event)
 
-    def _statement_event(self, run: _Run, *, intent: bool = False) -> Event:
-        decision, shown = self._verdict.decision, run.bound.shown
+    def _statement_event(self, run: Run, *, intent: bool = False) -> Event:
+        shown = run.bound.shown
         if intent:
             outcome = Outcome("intent")
         else:
@@ -708,18 +757,24 @@ class Passthrough:
             template_sha256=hashlib.sha256(shown.template.encode()).hexdigest() if shown.template else "",
             statement_bytes=shown.size,
             values=run.bound.values,
-            verdict=Verdict(
-                id=self._verdict.id,
-                allow=True,
-                control=decision.control,
-                reason=decision.reason,
-                revision=self._verdict.revision,
-                cached=True,
-            ),
             outcome=outcome,
             intent="" if intent else run.intent,
             stages={"upstream": elapsed, "total": elapsed},
+            **self._decided(shown),
         )
+
+    def _decided(self, _shown: Shown) -> dict[str, Any]:
+        """What an event says of the decision."""
+        decision = self._verdict.decision
+        verdict = Verdict(
+            id=self._verdict.id,
+            allow=True,
+            control=decision.control,
+            reason=decision.reason,
+            revision=self._verdict.revision,
+            cached=True,
+        )
+        return {"verdict": verdict}
 
 
 def _raw(kind: int, payload: bytes) -> bytes:
@@ -736,7 +791,7 @@ async def _all(tasks: Sequence[Awaitable[None]]) -> None:
             raise result
 
 
-def _commitments(shown: _Shown, message: Bind) -> tuple[Value, ...]:
+def _commitments(shown: Shown, message: Bind) -> tuple[Value, ...]:
     types = shown.types
     return tuple(
         commit(value, str(types[number]) if number < len(types) and types[number] else "unknown")

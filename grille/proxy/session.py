@@ -80,6 +80,7 @@ from grille.proxy.enforcement import Prepared, Understood, event_verdict, relati
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
+from grille.proxy.isolated import Isolated
 from grille.proxy.passthrough import Passthrough, PrivateConnection, ServerRefused
 from grille.proxy.relay import (
     STREAM_BYTES,
@@ -377,6 +378,8 @@ class Session:
         reported: dict[str, str] = {}
         process_id: int | None = None
         if verdict is not None:
+            if verdict.decision.isolated:
+                await self._isolate(version, first.parameters)
             startup, given = accept_passthrough(version, first.parameters)
             self._begin_session(startup)
             connection = await self._pass_through(verdict, given)
@@ -407,6 +410,20 @@ class Session:
             self._lane = Lane(self)
         return True
 
+    async def _isolate(self, version: int, parameters: Mapping[str, str]) -> None:
+        """Make sure that an isolated session can begin.  Raises `Refusal` (fatal)."""
+        try:
+            if self._enforcement.may_pass(self.agent, "SET", "ID-04") is None:
+                accept(version, parameters)
+            try:
+                self._enforcement.built_in()
+            except Refusal:
+                await self.services.refresh(self.agent.database)
+                self._enforcement.built_in()
+        except Refusal as refusal:
+            refusal.fatal = True
+            raise
+
     def _begin_session(self, startup: Startup) -> None:
         self.settings = self._initial = startup.settings
         self.chain = startup.chain
@@ -422,7 +439,8 @@ class Session:
             await self._record_refusal(refusal, "", name="refused")
             self.stream.send(ErrorResponse(error.fields).encode())
             return None
-        self._passthrough = Passthrough(
+        kind = Isolated if verdict.decision.isolated else Passthrough
+        self._passthrough = kind(
             stream=self.stream,
             frames=self._frames,
             client=self._state,

@@ -139,7 +139,8 @@ tls = "off"
 pool_size = 90
 connect_timeout = 60
 statement_timeout = 600
-{"passthrough = true" if policy == "passthrough" else ""}
+passthrough = true
+catalog_poll = 600
 """
     config = directory / "grille.toml"
     config.write_text(text)

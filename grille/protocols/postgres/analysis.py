@@ -366,15 +366,19 @@ class Analyzer:
         self._purity = purity
         self._sensitive = sensitive
         self._parameter_types = parameter_types
-        self._session_values = {
-            "current_role": "agent",
-            "current_user": "agent",
-            "user": "agent",
-            "session_user": "agent",
-            "current_catalog": database,
-            "current_database": database,
-            "current_schema": "public",
-        }
+        self._session_values = (
+            {}
+            if resolver.path is not None
+            else {
+                "current_role": "agent",
+                "current_user": "agent",
+                "user": "agent",
+                "session_user": "agent",
+                "current_catalog": database,
+                "current_database": database,
+                "current_schema": "public",
+            }
+        )
         self._uses: dict[tuple[str, str, Access], tuple[set[str], set[str]]] = {}
         self._functions: set[str] = set()
         self._references: dict[Item, None] = {}
@@ -445,9 +449,11 @@ class Analyzer:
         for part in tree.walk(statement):
             if part.DESCRIPTOR.name != "RangeVar" or id(part) in others or part.schemaname == "pg_catalog":
                 continue
-            if not part.schemaname and (part.relname in names or part.relname in CATALOGUE_READABLE):
+            if not part.schemaname and part.relname in names:
                 continue
-            key = (part.schemaname or "public", part.relname)
+            key = (self._schema(part), part.relname)
+            if key[0] == "pg_catalog" and self._resolver.path is None:
+                continue
             access: Any = action if part is target else "read"
             if f"{key[0]}.{key[1]}" not in self._places or part is target:
                 self._uses.setdefault((*key, access), (set(), set()))
@@ -875,7 +881,7 @@ class Analyzer:
             if cte is not None:
                 fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in cte.fields], names)
                 return _namespace_of(Item(alias or var.relname, "derived", fields, inner=cte.inner, cte=cte.node))
-        if var.schemaname == "pg_catalog" or (not var.schemaname and var.relname in CATALOGUE_READABLE):
+        if self._resolver.path is None and self._schema(var) == "pg_catalog":
             return self._catalogue_relation(node, alias, names)
         relation = self._relation(var, "read")
         item = self._item(alias or relation.name, "relation", relation)
@@ -1022,15 +1028,23 @@ class Analyzer:
             fields.append(Field("ordinality", INT8, None, False))
         return _namespace_of(Item(alias or own, "function", _renamed(fields, names), arguments=arguments))
 
+    def _schema(self, var: Any) -> str:
+        """The schema of a relation that is not a WITH query's."""
+        found = var.schemaname or self._resolver.schema_of(var.relname)
+        if found is None:
+            found = "pg_catalog" if var.relname in CATALOGUE_READABLE else "public"
+        return str(found)
+
     def _relation(self, var: Any, access: Access) -> Relation:
-        schema, name, catalog = var.schemaname or "public", var.relname, var.catalogname
+        schema, name, catalog = self._schema(var), var.relname, var.catalogname
         _own_identifier(name)
         self._uses.setdefault((schema, name, access), (set(), set()))
         self._places.setdefault(f"{schema}.{name}", var.location)
         if catalog and catalog != self._catalog.database:
             raise unavailable_relation(f"{catalog}.{schema}.{name}")
         relation = self._catalog.relations.get((schema, name))
-        if relation is None or schema == "pg_catalog" or schema == "information_schema" or relation.kind == "f":
+        system = schema in ("pg_catalog", "information_schema") and (self._resolver.path is None or access != "read")
+        if relation is None or system or relation.kind == "f":
             raise unavailable_relation(f"{schema}.{name}")
         if relation.parents:
             raise unavailable_relation(f"{schema}.{name}")
@@ -1801,6 +1815,8 @@ class Analyzer:
 
     def _sqlvalue_function(self, node: Node, message: Any, _scope: Scope) -> _Info:
         name = SESSION_NAMES.get(message.op)
+        if name is not None and name not in self._session_values:
+            raise _function_refusal(name)
         if name is not None:
             return self._session_value(node, name)
         return _Info(
@@ -1853,7 +1869,7 @@ class Analyzer:
             if kind_of(modifier) != "a_const":
                 raise _unsupported("This type modifier")
             self._closed(modifier.a_const)
-        if found.schema != "pg_catalog" and len(names) == 1:
+        if (found.schema != "pg_catalog" or self._resolver.path is not None) and len(names) == 1:
             del name.names[:]
             name.names.extend([tree.string(found.schema), tree.string(found.name)])
         return found.array if name.array_bounds else found.oid

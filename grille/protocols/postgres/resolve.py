@@ -1,6 +1,7 @@
 """Type resolution: which operator, function, cast or type a name means (PostgreSQL, chapter 10).
 
-It follows parse_oper.c, parse_func.c and parse_coerce.c of PostgreSQL 18, with pg_catalog alone on the search path.
+It follows parse_oper.c, parse_func.c and parse_coerce.c of PostgreSQL 18, with pg_catalog alone on the search path, or
+for a `SessionPath` with all schemas on it, since the path may be another when a prepared statement is planned again.
 Where an operand's type is not known (None), every candidate that could be chosen for some type is returned, and the
 caller must find every one of them acceptable.  The same holds where PostgreSQL would call the choice ambiguous.
 """
@@ -84,15 +85,40 @@ class _Generics(msgspec.Struct, frozen=True):
     compatible_multirange: int = 0
 
 
+class SessionPath(msgspec.Struct, frozen=True):
+    """Where one session looks for names without a schema."""
+
+    schemas: tuple[str, ...]
+    """current_schemas(true): pg_temp and pg_catalog in their places."""
+    others: frozenset[tuple[str, str]] = frozenset()
+    """Sequences, indexes, composite types, TOAST tables: names that hide a table further on."""
+
+
 class Resolver:
     """Looks names up in one snapshot.  Its indexes are built on first use and kept."""
 
-    def __init__(self, catalog: Catalog, functions: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        functions: Sequence[str] = (),
+        *,
+        path: SessionPath | None = None,
+        like: Resolver | None = None,
+    ) -> None:
         """`functions`: routines outside pg_catalog that may be found, ``schema.name(type,type)``.
 
-        All overloads of such a name are considered, as PostgreSQL does; `Purity` says which may be called.
+        All overloads of such a name are considered, as PostgreSQL does; `Purity` says which may be called.  `like` is
+        an earlier one, whose indexes of functions and operators are taken over if those are the same objects.
         """
         self.catalog = catalog
+        self.path = path
+        if like is not None and like.catalog.functions is catalog.functions:
+            self._functions = like._functions
+            self._own_functions = like._own_functions
+        if like is not None and like.catalog.operators is catalog.operators:
+            self._operators = like._operators
+            self._exact_operators = like._exact_operators
+            self._own_operators = like._own_operators
         self._listed = {name.partition("(")[0].strip() for name in functions}
 
     # Types
@@ -106,12 +132,22 @@ class Resolver:
             return self._types.get((names[0], names[1]))
         if len(names) != 1:
             return None
+        if self.path is not None:
+            return next((self._types[s, names[0]] for s in self.path.schemas if (s, names[0]) in self._types), None)
         found = self._types.get(("pg_catalog", names[0]))
         if found is None:
             found = self._types.get(("public", names[0]))
             if found is not None and found.kind not in "ed":
                 return None
         return found
+
+    def schema_of(self, name: str) -> str | None:
+        """The schema in which the session finds a relation of this name, or None; None without a `SessionPath`."""
+        if self.path is None:
+            return None
+        places = ((schema, name) for schema in self.path.schemas)
+        found = (place for place in places if place in self.catalog.relations or place in self.path.others)
+        return next(found, (None, ""))[0]
 
     def base_type(self, oid: int) -> int:
         """The type below a domain; any other type as it is (getBaseType)."""
@@ -201,8 +237,8 @@ class Resolver:
             return tuple(c.item for c in candidates if self._possible(given, c.arguments))
         arguments = (right,) if prefix else (left, right)
         exact = self._exact_operator(name, prefix, arguments)
-        if exact is not None:
-            return (exact,)
+        if exact:
+            return exact
         fitting = [c for c in candidates if self._coercible(arguments, c.arguments, "i")]
         return tuple(c.item for c in self._select(arguments, fitting))
 
@@ -220,15 +256,18 @@ class Resolver:
         Arguments are positional.  A call like ``date('2026-01-01')`` that PostgreSQL takes for a cast gives all
         functions of that name: their result is the cast's.
         """
+        own = self._own_functions.get(name, ()) if schema is None else ()
         schema = schema or "pg_catalog"
         given = tuple(self._concrete(argument) for argument in arguments)
-        found = self._candidates(schema, name, len(given))
+        found = self._candidates(schema, name, len(given), own)
         types = tuple(argument for argument in given if argument is not None)
         if len(types) < len(given):
             return tuple(c.item for c in found if self._possible(given, c.arguments))
         exact = [c for c in found if c.arguments == types]
         if exact:
             return tuple(c.item for c in exact)
+        if self.path is not None and len(types) == 1 and name in self._own_types:
+            return ()  # a cast to a type of the database's own
         if len(types) == 1 and self._is_cast(schema, name, types[0]):
             return tuple(c.item for c in found)
         fitting = [c for c in found if self._coercible(types, c.arguments, "i")]
@@ -251,6 +290,10 @@ class Resolver:
         return {(kind.schema, kind.name): kind for kind in self.catalog.types.values()}
 
     @functools.cached_property
+    def _own_types(self) -> frozenset[str]:
+        return frozenset(kind.name for kind in self.catalog.types.values() if kind.oid >= FIRST_NORMAL_OID)
+
+    @functools.cached_property
     def _multiranges(self) -> dict[int, int]:
         """Range type -> its multirange type."""
         return {kind.subtype: kind.oid for kind in self.catalog.types.values() if kind.kind == "m"}
@@ -259,7 +302,7 @@ class Resolver:
     def _operators(self) -> dict[tuple[str, bool], list[_Candidate[Operator]]]:
         index: dict[tuple[str, bool], list[_Candidate[Operator]]] = {}
         for operator in self.catalog.operators.values():
-            if operator.schema == "pg_catalog":
+            if operator.schema == "pg_catalog" or self.path is not None:
                 prefix = operator.left == 0
                 arguments = (operator.right,) if prefix else (operator.left, operator.right)
                 index.setdefault((operator.name, prefix), []).append(_Candidate(arguments, operator))
@@ -271,6 +314,17 @@ class Resolver:
             (name, prefix, candidate.arguments): candidate.item
             for (name, prefix), candidates in self._operators.items()
             for candidate in candidates
+            if candidate.item.schema == "pg_catalog"
+        }
+
+    @functools.cached_property
+    def _own_operators(self) -> dict[tuple[str, bool, tuple[int, ...]], Operator]:
+        """Operators outside pg_catalog, which may stand before it on a session's path."""
+        return {
+            (name, prefix, candidate.arguments): candidate.item
+            for (name, prefix), candidates in self._operators.items()
+            for candidate in candidates
+            if candidate.item.schema != "pg_catalog"
         }
 
     @functools.cached_property
@@ -281,24 +335,41 @@ class Resolver:
                 index.setdefault((function.schema, function.name), []).append(function)
         return index
 
+    @functools.cached_property
+    def _own_functions(self) -> dict[str, list[Function]]:
+        """By name, functions outside pg_catalog that a call without a schema may mean."""
+        index: dict[str, list[Function]] = {}
+        if self.path is not None:
+            for function in self.catalog.functions.values():
+                if function.schema != "pg_catalog":
+                    index.setdefault(function.name, []).append(function)
+        return index
+
     # parse_oper.c and parse_func.c
 
-    def _exact_operator(self, name: str, prefix: bool, arguments: tuple[int, ...]) -> Operator | None:
+    def _exact_operator(self, name: str, prefix: bool, arguments: tuple[int, ...]) -> tuple[Operator, ...]:
         """binary_oper_exact: an unknown operand is first taken to have the other's type, then that one's base."""
         assumed = False
         if not prefix and UNKNOWN in arguments and arguments != (UNKNOWN, UNKNOWN):
             known = arguments[1] if arguments[0] == UNKNOWN else arguments[0]
             arguments, assumed = (known, known), True
-        found = self._exact_operators.get((name, prefix, arguments))
-        if found is None and assumed:
+        found = self._exactly(name, prefix, arguments)
+        if not found and assumed:
             base = self.base_type(arguments[0])
-            found = self._exact_operators.get((name, prefix, (base, base)))
+            found = self._exactly(name, prefix, (base, base))
         return found
 
-    def _candidates(self, schema: str, name: str, count: int) -> list[_Candidate[Function]]:
+    def _exactly(self, name: str, prefix: bool, arguments: tuple[int, ...]) -> tuple[Operator, ...]:
+        key = name, prefix, arguments
+        found = self._exact_operators.get(key), self._own_operators.get(key)
+        return tuple(operator for operator in found if operator is not None)
+
+    def _candidates(
+        self, schema: str, name: str, count: int, own: Sequence[Function] = ()
+    ) -> list[_Candidate[Function]]:
         """FuncnameGetCandidates: by number of arguments, with defaults and VARIADIC expanded."""
         kept: dict[tuple[int, ...], list[_Candidate[Function]]] = {}
-        for function in self._functions.get((schema, name), ()):
+        for function in (*self._functions.get((schema, name), ()), *own):
             declared = _declared(function, count)
             if declared is None or function.kind == "p":
                 continue

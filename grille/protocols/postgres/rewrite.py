@@ -8,7 +8,7 @@ derived tables that such a condition reads get ``OFFSET 0``.  Writes get a raisi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -143,14 +143,35 @@ class Plan(msgspec.Struct, frozen=True):
     the time of its Parse.  So it is with `keyed` statements, and with INSERT ... VALUES, which reads nothing."""
 
 
-def rewrite(analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]) -> Plan:
-    """Build the plan.  `analysis` is used up.  Raises `Refusal`."""
-    return _Rewrite(analysis, terms, resolver, parameter_types).plan()
+Inline = Callable[[int, bool], str]
+"""(index into the identity's values, whether it is an array) -> the value in text format."""
+
+
+def rewrite(
+    analysis: Analysis,
+    terms: Terms,
+    resolver: Resolver,
+    parameter_types: Sequence[int],
+    inline: Inline | None = None,
+) -> Plan:
+    """Build the plan.  `analysis` is used up.  Raises `Refusal`.
+
+    With ``inline`` the identity's values are typed constants of the text, which is then good for that identity only.
+    """
+    return _Rewrite(analysis, terms, resolver, parameter_types, inline).plan()
 
 
 class _Rewrite:
-    def __init__(self, analysis: Analysis, terms: Terms, resolver: Resolver, parameter_types: Sequence[int]) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        terms: Terms,
+        resolver: Resolver,
+        parameter_types: Sequence[int],
+        inline: Inline | None,
+    ) -> None:
         self._analysis = analysis
+        self._inline = inline
         self._terms = terms
         self._resolver = resolver
         self._catalog: Catalog = resolver.catalog
@@ -353,8 +374,11 @@ class _Rewrite:
         return oid
 
     def _inject(self, value: int, type_oid: int, *, array: bool) -> Node:
-        """A parameter for one of the identity's values."""
+        """A parameter for one of the identity's values, or its constant."""
         kind = self._catalog.types[type_oid]
+        if self._inline is not None:
+            wanted = self._catalog.types[kind.array] if array else kind
+            return tree.cast(tree.text_constant(self._inline(value, array)), wanted.schema, wanted.name)
         slot = InjectedSlot(value, f"{kind.schema}.{kind.name}", array)
         if slot in self._injected:
             position = self._injected.index(slot)

@@ -119,6 +119,14 @@ def too_deep() -> Refusal:
 
 def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     """The statements of `text`; an empty text is one ``empty`` command.  Raises `Refusal`."""
+    statements = raw_statements(text, limit=limit)
+    if not statements:
+        return [ParsedStatement(SessionCommand("empty"), None)]
+    return [classify(raw, text) for raw in statements]
+
+
+def raw_statements(text: str, *, limit: int) -> list[Any]:
+    """The RawStmts of `text`.  Raises `Refusal`."""
     check_size(text, limit)
     try:
         result = _parse(text)
@@ -144,9 +152,7 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
             sqlstate="54000",
             hint="Send it in parts, or insert several rows with one INSERT.",
         )
-    if not result.stmts:
-        return [ParsedStatement(SessionCommand("empty"), None)]
-    return [_classify(raw, text) for raw in result.stmts]
+    return list(result.stmts)
 
 
 def _parse(text: str) -> Any:
@@ -212,7 +218,8 @@ def analyze(
         raise too_deep() from None
 
 
-def _classify(raw: Any, text: str) -> ParsedStatement:
+def classify(raw: Any, text: str) -> ParsedStatement:
+    """What one statement of `text` is.  Raises `Refusal` ST-05 for one that is not carried."""
     node = raw.stmt
     kind = kind_of(node)
     if kind in GOVERNED:

@@ -1,0 +1,275 @@
+"""The catalogue as one session sees it: with its temporary tables, its uncommitted DDL and its search path.
+
+One query over the session's own connection reads what is not built in, by column, as JSON in UTF-8 whatever the
+session's client_encoding is.  What initdb made is taken from the shared snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Final
+
+import msgspec
+
+from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type, UniqueKey
+from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres.resolve import FIRST_NORMAL_OID, Resolver, SessionPath
+
+
+def _table(source: str, order: str, *expressions: str) -> str:
+    """A table by column, as JSON; each column of a table without a row is null."""
+    names = [f"c{number}" for number in range(len(expressions))]
+    arrays = ", ".join(f"pg_catalog.to_json(pg_catalog.array_agg(q.{name}))" for name in names)
+    columns = ", ".join(f"{expression} AS {name}" for expression, name in zip(expressions, names, strict=True))
+    return f"(SELECT pg_catalog.json_build_array({arrays}) FROM (SELECT {columns} {source} ORDER BY {order}) q)"  # noqa: S608
+
+
+_SCHEMA: Final = "CASE WHEN n.oid = pg_catalog.pg_my_temp_schema() THEN 'pg_temp' ELSE n.nspname END::pg_catalog.text"
+"""PostgreSQL understands the alias wherever it looks for a relation or a type."""
+_VISIBLE: Final = "(c.relpersistence <> 't' OR c.relnamespace = pg_catalog.pg_my_temp_schema())"
+_BIG: Final = "::pg_catalog.oid::pg_catalog.int8"
+
+_RANGE: Final = f"""coalesce(CASE
+    WHEN t.typtype = 'r' THEN (SELECT r.rngsubtype{_BIG} FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid)
+    WHEN t.typtype = 'm' THEN (SELECT r.rngtypid{_BIG} FROM pg_catalog.pg_range r WHERE r.rngmultitypid = t.oid)
+    END, 0)"""  # noqa: S608
+_RELATIONS: Final = _table(
+    f"""FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid >= {FIRST_NORMAL_OID} AND n.nspname !~ '^pg_toast' AND {_VISIBLE}""",
+    "c.oid",
+    f"c.oid{_BIG}",
+    _SCHEMA,
+    "c.relname::pg_catalog.text",
+    "c.relkind::pg_catalog.text",
+    f"c.reltype{_BIG}",
+    "EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)",
+    "EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN')",
+    "(SELECT pg_catalog.md5(r.ev_action::pg_catalog.text) FROM pg_catalog.pg_rewrite r"
+    " WHERE r.ev_class = c.oid AND r.rulename = '_RETURN')",
+    "c.relrowsecurity",
+)
+_PARENTS: Final = _table(
+    """FROM pg_catalog.pg_inherits i""", "i.inhrelid, i.inhseqno", f"i.inhrelid{_BIG}", f"i.inhparent{_BIG}"
+)
+_COLUMNS: Final = _table(
+    f"""FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ WHERE c.oid >= {FIRST_NORMAL_OID} AND a.attnum > 0 AND NOT a.attisdropped
+   AND c.relkind = ANY ('{{r,p,v,m,f}}'::pg_catalog."char"[]) AND {_VISIBLE}""",
+    "a.attrelid, a.attnum",
+    f"a.attrelid{_BIG}",
+    "a.attname::pg_catalog.text",
+    "a.attnum",
+    f"a.atttypid{_BIG}",
+    "a.atttypmod",
+    "a.attnotnull",
+    "a.atthasdef",
+    "a.attgenerated::pg_catalog.text",
+    f"a.attcollation{_BIG}",
+)
+_KEYS: Final = _table(
+    f"""FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+ CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(i.indkey), pg_catalog.unnest(i.indclass),
+                               pg_catalog.unnest(i.indcollation)) WITH ORDINALITY k(attnum, class, coll, position)
+ JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+ JOIN pg_catalog.pg_opclass o ON o.oid = k.class JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod
+ WHERE i.indrelid >= {FIRST_NORMAL_OID} AND i.indisunique AND i.indisvalid AND i.indisready AND i.indislive
+   AND i.indimmediate AND NOT i.indisexclusion AND i.indpred IS NULL AND i.indexprs IS NULL
+   AND {_VISIBLE}""",
+    "i.indrelid, NOT i.indisprimary, i.indexrelid, k.position",
+    f"i.indrelid{_BIG}",
+    f"i.indexrelid{_BIG}",
+    "c.relname::pg_catalog.text",
+    "a.attname::pg_catalog.text",
+    f"o.opcintype{_BIG}",
+    "o.opcdefault AND o.oid < 16384 AND m.amname = 'btree' AND k.coll = a.attcollation",
+)
+_TYPES: Final = _table(
+    f"""FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+ WHERE t.oid >= {FIRST_NORMAL_OID} AND n.nspname !~ '^pg_toast'
+   AND (n.nspname !~ '^pg_temp_' OR n.oid = pg_catalog.pg_my_temp_schema())""",
+    "t.oid",
+    f"t.oid{_BIG}",
+    _SCHEMA,
+    "t.typname::pg_catalog.text",
+    "t.typtype::pg_catalog.text",
+    "t.typcategory::pg_catalog.text",
+    "t.typispreferred",
+    f"CASE WHEN t.typcategory = 'A' THEN t.typelem{_BIG} ELSE 0 END",
+    f"t.typarray{_BIG}",
+    f"t.typbasetype{_BIG}",
+    f"t.typrelid{_BIG}",
+    _RANGE,
+    "EXISTS (SELECT 1 FROM pg_catalog.pg_constraint o WHERE o.contypid = t.oid AND o.contype = 'c')",
+)
+_FUNCTIONS: Final = _table(
+    f"""FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+ WHERE p.oid >= {FIRST_NORMAL_OID} AND n.nspname !~ '^pg_temp_'""",
+    "p.oid",
+    f"p.oid{_BIG}",
+    "n.nspname::pg_catalog.text",
+    "p.proname::pg_catalog.text",
+    "p.prokind::pg_catalog.text",
+    "pg_catalog.array_to_string(p.proargtypes::pg_catalog.oid[], ' ')",
+    "p.pronargdefaults",
+    f"p.provariadic{_BIG}",
+    f"p.prorettype{_BIG}",
+    "p.proretset",
+    "p.provolatile::pg_catalog.text",
+    "p.proleakproof",
+    "p.proisstrict",
+    "p.prosecdef",
+    "pg_catalog.md5(pg_catalog.concat_ws(' ', p.prosrc, p.probin, p.prosqlbody::pg_catalog.text, p.prolang,"
+    " p.proconfig::pg_catalog.text))",
+)
+_OPERATORS: Final = _table(
+    f"""FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+ WHERE o.oid >= {FIRST_NORMAL_OID}""",
+    "o.oid",
+    f"o.oid{_BIG}",
+    "n.nspname::pg_catalog.text",
+    "o.oprname::pg_catalog.text",
+    f"o.oprleft{_BIG}",
+    f"o.oprright{_BIG}",
+    f"o.oprresult{_BIG}",
+    f"o.oprcode{_BIG}",
+)
+_CASTS: Final = _table(
+    f"""FROM pg_catalog.pg_cast c WHERE c.oid >= {FIRST_NORMAL_OID}""",
+    "c.oid",
+    f"c.castsource{_BIG}",
+    f"c.casttarget{_BIG}",
+    f"c.castfunc{_BIG}",
+    "c.castcontext::pg_catalog.text",
+    "c.castmethod::pg_catalog.text",
+)
+_PATH: Final = """
+(SELECT pg_catalog.json_agg(CASE WHEN s.name = n.nspname THEN 'pg_temp' ELSE s.name END ORDER BY s.position)
+ FROM pg_catalog.unnest(pg_catalog.current_schemas(true)) WITH ORDINALITY s(name, position)
+ LEFT JOIN pg_catalog.pg_namespace n ON n.oid = pg_catalog.pg_my_temp_schema())
+"""
+_PARTS: Final = (_PATH, _RELATIONS, _PARENTS, _COLUMNS, _KEYS, _TYPES, _FUNCTIONS, _OPERATORS, _CASTS)
+_QUERY: Final = (
+    f"SELECT pg_catalog.convert_to(pg_catalog.json_build_array({', '.join(_PARTS)})::pg_catalog.text, 'UTF8')"
+)
+
+LOOK: Final = re.sub(r" (=|<>|!~|>=|<) ", r" OPERATOR(pg_catalog.\1) ", _QUERY)
+"""One row of one column, to be asked for in binary format.  No name in it is looked for on the session's path."""
+
+_Columns = list[Any]
+_decode = msgspec.json.Decoder(
+    tuple[list[str], _Columns, _Columns, _Columns, _Columns, _Columns, _Columns, _Columns, _Columns]
+).decode
+
+
+class BuiltIn:
+    """What initdb made, out of a shared snapshot; kept for as long as that snapshot is in force."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.relations = {key: item for key, item in catalog.relations.items() if item.oid < FIRST_NORMAL_OID}
+        self.types = {key: item for key, item in catalog.types.items() if key < FIRST_NORMAL_OID}
+        self.functions = {key: item for key, item in catalog.functions.items() if key < FIRST_NORMAL_OID}
+        self.operators = {key: item for key, item in catalog.operators.items() if key < FIRST_NORMAL_OID}
+        self.casts = {
+            key: item
+            for key, item in catalog.casts.items()
+            if max(key) < FIRST_NORMAL_OID and item.function < FIRST_NORMAL_OID
+        }
+
+
+class OwnCatalog:
+    """The catalogue of one session, as of its last look."""
+
+    def __init__(self, functions: tuple[str, ...]) -> None:
+        self._functions = functions
+        self._raw = b""
+        self.built_in: BuiltIn | None = None
+        self._code: object = None
+        self.resolver: Resolver | None = None
+        self.purity: Purity | None = None
+        self.epoch = 0
+        """Counts what `take` found changed."""
+
+    def take(self, raw: bytes, built_in: BuiltIn) -> None:
+        """Read the answer to `LOOK`.  Raises msgspec's errors, KeyError or ValueError for an answer of another form."""
+        if raw == self._raw and built_in is self.built_in:
+            return
+        path, relations, parents, columns, keys, types, functions, operators, casts = _decode(raw)
+        catalog = built_in.catalog
+        own_relations, others = _relations(relations, parents, columns, keys)
+        code = msgspec.json.encode((functions, operators, casts))
+        before = None if self.resolver is None else self.resolver.catalog
+        if before is not None and code == self._code and built_in is self.built_in:
+            merged = before.functions, before.operators, before.casts
+        else:
+            merged = (
+                {**built_in.functions, **{row[0]: _function(row) for row in _rows(functions)}},
+                {**built_in.operators, **{row[0]: Operator(*row) for row in _rows(operators)}},
+                {**built_in.casts, **{(row[0], row[1]): Cast(*row) for row in _rows(casts)}},
+            )
+        snapshot = Catalog(
+            hashlib.sha256(catalog.epoch.encode() + raw).hexdigest()[:32],
+            catalog.server_version,
+            catalog.database,
+            {**built_in.relations, **own_relations},
+            {**built_in.types, **{row[0]: Type(*row) for row in _rows(types)}},
+            *merged,
+        )
+        place = SessionPath(tuple(path), frozenset(others))
+        self.resolver = Resolver(snapshot, self._functions, path=place, like=self.resolver)
+        if before is None or merged[0] is not before.functions or self.purity is None:
+            self.purity = Purity(snapshot, self._functions)
+        self._raw, self.built_in, self._code = raw, built_in, code
+        self.epoch += 1
+
+
+def _rows(columns: list[Any]) -> Any:
+    """Rows of a table that came by column; a table without a row has null for each."""
+    return zip(*columns, strict=True) if columns[0] is not None else ()
+
+
+def _relations(
+    relations: list[Any], parents: list[Any], columns: list[Any], keys: list[Any]
+) -> tuple[dict[tuple[str, str], Relation], set[tuple[str, str]]]:
+    by_relation: dict[int, list[Column]] = {}
+    for row in _rows(columns):
+        by_relation.setdefault(row[0], []).append(Column(*row[1:]))
+    inherits: dict[int, list[int]] = {}
+    for child, parent in _rows(parents):
+        inherits.setdefault(child, []).append(parent)
+    indexes: dict[tuple[int, int], tuple[str, list[str], list[int], list[bool]]] = {}
+    for relation, index, name, column, operand, usual in _rows(keys):
+        key = indexes.setdefault((relation, index), (name, [], [], []))
+        key[1].append(column)
+        key[2].append(operand)
+        key[3].append(usual)
+    unique: dict[int, list[UniqueKey]] = {}
+    for (relation, _), (name, names, operands, usual) in indexes.items():
+        if all(usual):
+            unique.setdefault(relation, []).append(UniqueKey(name, tuple(names), tuple(operands)))
+    found, others = {}, set()
+    for oid, schema, name, kind, row_type, triggers, rules, definition, security in _rows(relations):
+        if kind not in "rpvmf":
+            others.add((schema, name))
+            continue
+        found[schema, name] = Relation(
+            oid=oid,
+            schema=schema,
+            name=name,
+            kind=kind,
+            row_type=row_type,
+            columns=tuple(by_relation.get(oid, ())),
+            parents=tuple(inherits.get(oid, ())),
+            unique_keys=tuple(unique.get(oid, ())),
+            has_triggers=triggers,
+            has_rules=rules,
+            definition_hash=definition or "",
+            row_security=security,
+        )
+    return found, others
+
+
+def _function(row: tuple[Any, ...]) -> Function:
+    arguments = tuple(int(oid) for oid in row[4].split())
+    return Function(*(*row[:4], arguments, *row[5:]))

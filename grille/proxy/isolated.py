@@ -1,0 +1,785 @@
+"""A session with a backend of its own, in which every statement is enforced (control AC-09).
+
+The wire is that of a passthrough session: settings, temporary tables, COPY, LISTEN, cursors.  But each statement of a
+text is understood, decided and rewritten as in a governed session, and the rewritten text is what the server gets.
+What enforcement does not understand is asked once more, by command tag and control, and goes on unchanged only if the
+policy says so; what the policy has denied is never asked again.
+
+Statements are understood in the catalogue as this session sees it, read over its own connection after it has run
+anything that could have changed it (`grille.proxy.catalog_own`).  docs/decisions/0013-isolated-sessions.md tells why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from postgast import parse
+from postgast import pg_query_pb2 as pb
+
+from grille.audit.event import Relation, Verdict
+from grille.controls import Refusal
+from grille.protocols.operation import Operation
+from grille.protocols.postgres import commands, state, tree
+from grille.protocols.postgres.messages import (
+    Bind,
+    Close,
+    CommandComplete,
+    ErrorResponse,
+    Execute,
+    Flush,
+    FrontendMessage,
+    NoticeResponse,
+    ParameterStatus,
+    Parse,
+    Query,
+    Sync,
+    decode_data_row,
+)
+from grille.protocols.postgres.pipeline import (
+    ERROR_RESPONSE,
+    NOTICE_RESPONSE,
+    PARAMETER_STATUS,
+    Expectation,
+    Request,
+)
+from grille.protocols.postgres.statement import GOVERNED, classify, raw_statements, redacted
+from grille.protocols.postgres.tags import tag_of
+from grille.protocols.postgres.tree import Node, kind_of
+from grille.proxy.catalog_own import LOOK, OwnCatalog
+from grille.proxy.enforcement import Lru
+from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
+from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
+
+NOT_UNDERSTOOD: Final = frozenset({"ST-01", "ST-02", "ST-04", "ST-05", "ST-06", "ST-07", "ST-08"})
+"""Controls that refuse for lack of understanding.  So does ST-03, where no decision stands behind it."""
+KEPT: Final = 1000
+"""Texts whose judgement is kept for as long as catalogue and path are the same."""
+
+_LOOK_NAME: Final = "grille_look"
+_LOOK_MESSAGES: Final = b"".join(
+    message.encode()
+    for message in (
+        Parse(_LOOK_NAME, LOOK),
+        Bind(_LOOK_NAME, _LOOK_NAME, result_formats=(1,)),
+        Execute(_LOOK_NAME),
+        Close("P", _LOOK_NAME),
+        Close("S", _LOOK_NAME),
+    )
+)
+_LOOK_REQUESTS: Final = (Request.PARSE, Request.BIND, Request.EXECUTE_ANY, Request.CLOSE, Request.CLOSE)
+_SYNC: Final = Sync().encode()
+_FLUSH: Final = Flush().encode()
+
+_LOOKED_UP: Final = GOVERNED | {"prepare_stmt", "declare_cursor_stmt", "copy_stmt"}
+"""Kinds that are understood in the catalogue."""
+_EXITS: Final = frozenset(
+    {pb.TRANS_STMT_COMMIT, pb.TRANS_STMT_ROLLBACK, pb.TRANS_STMT_ROLLBACK_TO, pb.TRANS_STMT_PREPARE}
+)
+"""What the server runs in a failed transaction (IsTransactionExitStmt)."""
+_OWN_COMMANDS: Final = frozenset(
+    "begin commit rollback savepoint release rollback_to set_transaction set_constraints close close_all "
+    "deallocate".split()
+)
+"""Session commands that need no decision: they reach nothing but the session's own transaction and names."""
+_ENDS: Final = frozenset({"commit", "rollback", "rollback_to"})
+_QUIET: Final = frozenset(
+    {
+        "ANALYZE", "CHECKPOINT", "CLOSE CURSOR", "CLOSE CURSOR ALL", "COMMENT", "DEALLOCATE", "DEALLOCATE ALL",
+        "DISCARD PLANS", "DISCARD SEQUENCES", "FETCH", "LISTEN", "LOCK TABLE", "MOVE", "NOTIFY", "SECURITY LABEL",
+        "SHOW", "UNLISTEN", "VACUUM",
+    }
+)  # fmt: skip
+"""Tags of statements after which catalogue, path and settings are as before."""
+_LOCAL: Final = frozenset(
+    {
+        "COPY", "DECLARE CURSOR", "DELETE", "EXECUTE", "EXPLAIN", "INSERT", "MERGE", "PREPARE", "RESET", "SELECT",
+        "SET", "UPDATE", "VALUES",
+    }
+)  # fmt: skip
+"""Tags of statements that leave nothing in the catalogue which other sessions have to look after."""
+_SETTINGS_OF_NAMES: Final = frozenset({"search_path", "role", "session_authorization"})
+
+
+class Judged:
+    """One statement of a text, and what is sent in its place."""
+
+    __slots__ = ("begin", "changes", "command", "decided", "end", "exits", "expires", "governed", "name", "node",
+                 "others", "passed", "restricted", "settings", "shown", "sql", "tag", "text")  # fmt: skip
+
+    def __init__(self, sql: str, tag: str, begin: int = 0) -> None:
+        self.sql = sql
+        self.tag = tag
+        self.begin = begin
+        """Bytes of the client's text before the statement."""
+        self.end = 0
+        """Bytes of the text that is sent, up to the end of the statement."""
+        self.text: _Text | None = None
+        self.shown = Shown(sql)
+        self.shown.judged = self
+        self.node: Node = None
+        """The rewritten tree, whose parts know where they stood; None: the statement goes on unchanged."""
+        self.governed = False
+        self.passed = ""
+        """The control that did not understand it."""
+        self.command = ""
+        """Kind of a session command."""
+        self.name = ""
+        """The prepared statement or cursor that it makes or forgets."""
+        self.restricted = False
+        """A filter or a sensitive column is involved: the server's words are not for the client."""
+        self.changes = False
+        """Catalogue or path may be another afterwards."""
+        self.settings = False
+        """It may change how the server reads texts."""
+        self.others = False
+        """What it changes, other sessions see."""
+        self.exits = False
+        """It may end a failed transaction."""
+        self.expires = float("inf")
+        """Monotonic time until which the decision may be reused."""
+        self.decided: dict[str, Any] = {"verdict": None}
+        """What the event says of the decision."""
+
+
+class _Text:
+    """A text of the client, and what is sent in its place."""
+
+    __slots__ = ("judged", "own", "sent")
+
+    def __init__(self, own: str, judged: list[Judged]) -> None:
+        self.own = own
+        self.judged = judged
+        self.sent: str | None = None
+        """None: the text itself."""
+        for each in judged:
+            each.text = self
+        if any(each.node is not None for each in judged):
+            self.sent = self._joined()
+
+    def _joined(self) -> str:
+        """Raises `Refusal` ST-07 if it does not read as the statements that it is made of."""
+        joined = ""
+        for each in self.judged:
+            joined += each.sql if not joined else f"\n;\n{each.sql}"
+            each.end = len(joined.encode())
+        if len(self.judged) > 1:
+            found = [raw.stmt for raw in parse(joined).stmts]
+            wanted = [_copy(each.node) or parse(each.sql).stmts[0].stmt for each in self.judged]
+            same = len(found) == len(wanted) and all(map(tree.same_tree, found, wanted))
+            if not same:
+                raise _unlike()
+        return joined
+
+    def own_position(self, position: int) -> int | None:
+        """The character of the client's text, from 1, that character ``position`` of the text sent means, or None."""
+        if self.sent is None:
+            return position
+        offset = len(self.sent[: position - 1].encode())
+        for each in self.judged:
+            begin = each.end - len(each.sql.encode())
+            if not begin <= offset < each.end:
+                continue
+            if each.node is None:
+                origin = each.begin + offset - begin
+            else:
+                again = parse(each.sql).stmts[0].stmt
+                found = _locations(again, each.node).get(offset - begin, 0)
+                if not found:
+                    return None
+                origin = found
+            return len(self.own.encode()[:origin].decode(errors="replace")) + 1
+        return None
+
+
+class Isolated(Passthrough):
+    """One isolated session, after its startup."""
+
+    _forgets_statements = frozenset({"DEALLOCATE ALL", "DISCARD ALL"})
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._own = OwnCatalog(self._enforcement.functions)
+        self._dirty = True
+        """The catalogue has to be read again before a statement is understood in it."""
+        self._changes_seen = -1
+        self._touched = self._touched_others = False
+        """This transaction has run what may have changed the catalogue, for other sessions too."""
+        self._settings_changed = False
+        """This unit has run what may have changed how texts are read, and the server has not yet told."""
+        self._left = False
+        """This unit has ended a failed transaction."""
+        self._judged: _Text | Refusal | None = None
+        self._kept: Lru[object, _Text] = Lru(KEPT, weight=1 << 22)
+        self._looked: asyncio.Future[bytes] | None = None
+        self._last_of_look: Expectation | None = None
+        self._row = b""
+        self._look_error: ErrorResponse | None = None
+        self._prepared: dict[str, Judged] = {}
+        self._cursors: dict[str, Judged] = {}
+        """By name in SQL: governed statements only."""
+        self._ever_restricted = False
+        self._last_day: dt.datetime | None = None
+        """The first end of a decision that a statement of this session was made under."""
+        self._reported = dict(self._connection.parameters)
+        self._waiting: dict[int, list[Run]] = {}
+        """By item of a Query: its statements behind the one that runs."""
+        self._limit = self._limits.max_statement_bytes
+
+    # policy
+
+    def _still_granted(self) -> None:
+        self._enforcement.still_isolated(self._verdict)
+        if self._last_day is not None and dt.datetime.now(dt.UTC) >= self._last_day:
+            raise Refusal(
+                "AC-04",
+                "A decision that this session rests on is not valid any more.",
+                sqlstate="57P01",
+                hint="Connect again.",
+                fatal=True,
+            )
+
+    # before a text is taken
+
+    async def _consider(self, message: Parse | Query, fresh: bool) -> None:
+        """Judge a text, after a look at the catalogue if that may have changed."""
+        types = message.types if isinstance(message, Parse) else ()
+        if fresh:
+            self._settings_changed = self._left = False
+        self._judged = self._remembered(message)
+        if self._judged is not None:
+            return
+        try:
+            nodes = self._parsed(message.text)
+        except Refusal as refusal:
+            self._judged = self._judge(message, types, None, refusal)
+            return
+        aborted = self._connection.transaction_status == "E" and not self._left
+        may_look = not aborted and any(kind_of(raw.stmt) in _LOOKED_UP for raw in nodes)
+        stale = may_look and self._stale
+        if stale and not await self._look(fresh):
+            return
+        before = self._own.epoch
+        self._judged = self._judge(message, types, nodes, aborted=aborted)
+        if may_look and not stale and _missing(self._judged):
+            # Somebody else may have made it meanwhile.
+            judged = self._judged
+            if await self._look(fresh) and before != self._own.epoch:
+                judged = self._judge(message, types, self._parsed(message.text), aborted=aborted)
+            elif self._judged is not judged:
+                return
+            self._judged = judged
+
+    @property
+    def _stale(self) -> bool:
+        built_in = self._own.built_in
+        return (
+            self._dirty
+            or self._changes_seen != self._enforcement.changes
+            or built_in is None
+            or built_in is not self._enforcement.built_in()
+        )
+
+    def _parsed(self, text: str) -> list[Any]:
+        """The statements of a text.  Raises `Refusal` for one that the server may read otherwise."""
+        plain = text.isascii() and "\\" not in text
+        if not plain:
+            utf8 = self._reported.get("client_encoding", "").upper() in ("UTF8", "UTF-8", "UNICODE")
+            standard = self._reported.get("standard_conforming_strings") == "on"
+            if self._settings_changed or not (text.isascii() or utf8) or not ("\\" not in text or standard):
+                raise Refusal(
+                    "ST-01",
+                    "The settings of this session let the database read this text in a way that is not followed here.",
+                    sqlstate="42601",
+                    hint="Use client_encoding UTF8 and standard_conforming_strings, and begin a new unit after SET.",
+                )
+        return raw_statements(text, limit=self._limit)
+
+    def _remembered(self, message: Parse | Query) -> _Text | None:
+        if self._stale_or_aborted:
+            return None
+        found = self._kept.get((message, self._own.epoch))
+        if found is None or time.monotonic() >= min(each.expires for each in found.judged):
+            return None
+        return found
+
+    @property
+    def _stale_or_aborted(self) -> bool:
+        return self._connection.transaction_status == "E" or self._settings_changed or self._stale
+
+    def _judge(
+        self,
+        message: Parse | Query,
+        types: tuple[int, ...],
+        nodes: list[Any] | None,
+        unreadable: Refusal | None = None,
+        *,
+        aborted: bool = False,
+    ) -> _Text | Refusal:
+        text = message.text
+        try:
+            if nodes is None:
+                assert unreadable is not None  # noqa: S101
+                return _Text(text, [self._pass(text, "", 0, unreadable)])
+            if not isinstance(message, Query) and len(nodes) > 1:
+                several = Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
+                return _Text(text, [self._pass(text, "", 0, several)])
+            judged = _Text(text, self._each(text, nodes, types, aborted=aborted))
+        except Refusal as refusal:
+            if refusal.template is None:
+                refusal.template = redacted(text)
+            if refusal.position is None and refusal.location:
+                refusal.position = len(text.encode()[: refusal.location].decode(errors="replace")) + 1
+            return refusal
+        if not aborted and all(each.governed and not each.name for each in judged.judged):
+            self._kept.put((message, self._own.epoch), judged, len(text))
+        return judged
+
+    def _each(self, text: str, nodes: Sequence[Any], types: tuple[int, ...], *, aborted: bool) -> list[Judged]:
+        """Every statement of a text.  Raises `Refusal` for the first that may not run."""
+        if not nodes or (aborted and not _exits(nodes[0].stmt)):
+            return [Judged(text, "")]  # nothing to run, or nothing that the server would run
+        data = text.encode(errors="surrogateescape")
+        found: list[Judged] = []
+        blind = aborted
+        for raw in nodes:
+            begin = raw.stmt_location
+            end = begin + raw.stmt_len if raw.stmt_len else len(data)
+            piece = text if len(nodes) == 1 else data[begin:end].decode()
+            found.append(self._statement(text, raw, piece, begin if len(nodes) > 1 else 0, types, blind=blind))
+            blind = blind or found[-1].changes or found[-1].settings
+        return found
+
+    def _statement(self, text: str, raw: Any, piece: str, begin: int, types: tuple[int, ...], *, blind: bool) -> Judged:
+        kind, tag = kind_of(raw.stmt), tag_of(raw.stmt)
+        try:
+            if kind in _LOOKED_UP:
+                judged = self._governed(text, raw, piece, begin, types)
+                if blind:
+                    raise Refusal(
+                        "ST-08",
+                        "A statement earlier in this text may change what this one means.",
+                        sqlstate="0A000",
+                        hint="Send it as a text of its own.",
+                    )
+                return judged
+            return self._command(text, raw, piece, begin)
+        except Refusal as refusal:
+            understood = refusal.control not in NOT_UNDERSTOOD and (
+                refusal.control != "ST-03" or refusal.decision_id is not None
+            )
+            if understood:
+                raise
+            return self._pass(piece, tag, begin, refusal, raw.stmt)
+
+    def _pass(self, piece: str, tag: str, begin: int, refusal: Refusal, node: Node = None) -> Judged:
+        """A statement that is not understood and that the policy lets go on.  Raises ``refusal`` if it does not."""
+        verdict = self._enforcement.may_pass(self._agent, tag, refusal.control)
+        if verdict is None:
+            raise refusal
+        judged = Judged(piece, tag, begin)
+        judged.passed = refusal.control
+        judged.settings = tag not in _QUIET
+        judged.changes = judged.settings and not (
+            node is not None
+            and kind_of(node) == "variable_set_stmt"
+            and node.variable_set_stmt.kind in (pb.VAR_SET_VALUE, pb.VAR_SET_DEFAULT, pb.VAR_RESET)
+            and node.variable_set_stmt.name.lower() not in _SETTINGS_OF_NAMES
+        )
+        judged.others = judged.changes and tag not in _LOCAL
+        if tag in ("PREPARE", "DECLARE CURSOR"):
+            inner = getattr(node, kind_of(node))
+            judged.name = inner.name if tag == "PREPARE" else inner.portalname
+        self._rests_on(verdict.decision.not_after)
+        decision = verdict.decision
+        judged.decided = {
+            "verdict": Verdict(
+                id=verdict.id,
+                allow=True,
+                control=decision.control,
+                reason=decision.reason,
+                revision=verdict.revision,
+                statement=tag,
+                passed=refusal.control,
+            )
+        }
+        return judged
+
+    def _rests_on(self, end: dt.datetime | None) -> None:
+        if end is not None:
+            self._last_day = end if self._last_day is None else min(self._last_day, end)
+
+    def _governed(self, text: str, raw: Any, piece: str, begin: int, types: tuple[int, ...]) -> Judged:
+        """Decide and rewrite a data statement, or the one inside of PREPARE, DECLARE or COPY.  Raises `Refusal`."""
+        node, kind = raw.stmt, kind_of(raw.stmt)
+        resolver, purity = self._own.resolver, self._own.purity
+        if resolver is None or purity is None:
+            raise Refusal("ST-08", "The catalogue of this session has not been read.", sqlstate="0A000")
+        tag, name, inner = tag_of(node), "", node
+        if kind == "prepare_stmt":
+            command = classify(raw, text).command
+            assert isinstance(command, commands.PrepareCommand)  # noqa: S101
+            name, inner = command.name, node.prepare_stmt.query
+            types = self._type_oids(command.types)
+        elif kind == "declare_cursor_stmt":
+            command = classify(raw, text).command
+            assert command is not None  # noqa: S101
+            name, inner, types = command.name, node.declare_cursor_stmt.query, ()
+        elif kind == "copy_stmt":
+            copy = node.copy_stmt
+            if not copy.HasField("query") or copy.is_from or copy.is_program or copy.filename:
+                classify(raw, text)  # which refuses it
+            inner, types = copy.query, ()
+        if kind_of(inner) not in GOVERNED:
+            raise Refusal("ST-05", f"{tag} of this statement is not carried by this proxy.", sqlstate="0A000")
+        plan, operation, verdict, cached = self._enforcement.govern(self._agent, inner, types, resolver, purity)
+        sql = plan.sql
+        if inner is not node:
+            sql = _text_of(node)
+        if not sql.isascii() or "\\" in sql:
+            try:
+                self._parsed(sql)
+            except Refusal:
+                raise _unlike() from None
+        judged = Judged(piece, tag, begin)
+        judged.sql, judged.node, judged.governed, judged.name = sql, node, True, name
+        terms = verdict.terms.relations
+        used = {use.qualified for use in operation.relations}
+        judged.restricted = any(terms[each].condition is not None or terms[each].columns for each in used)
+        judged.changes = not plan.pure and not plan.writes
+        self._ever_restricted = self._ever_restricted or judged.restricted
+        judged.expires = verdict.expires
+        decision = verdict.decision
+        self._rests_on(decision.not_after)
+        judged.decided = {
+            "verdict": Verdict(
+                id=verdict.id,
+                allow=True,
+                control=decision.control,
+                reason=decision.reason,
+                revision=verdict.revision,
+                filters_hash=verdict.filters_hash,
+                cached=cached,
+                statement=tag,
+            ),
+            "relations": _relations(operation, terms),
+            "functions": operation.functions,
+        }
+        return judged
+
+    def _type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
+        assert self._own.resolver is not None  # noqa: S101
+        found = []
+        for names, array in types:
+            known = self._own.resolver.type_by_name(names)
+            oid = 0 if known is None else known.array if array else known.oid
+            if not oid:
+                raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
+            found.append(oid)
+        return tuple(found)
+
+    def _command(self, text: str, raw: Any, piece: str, begin: int) -> Judged:
+        """A statement about the session's own transaction, prepared statements and cursors.  Raises `Refusal`."""
+        command, tag = classify(raw, text).command, tag_of(raw.stmt)
+        assert command is not None  # noqa: S101
+        judged = Judged(piece, tag, begin)
+        judged.command, judged.name = command.kind, command.name
+        known: Judged | None = None
+        if command.kind == "execute":
+            known = self._prepared.get(command.name)
+        elif command.kind == "fetch":
+            known = self._cursors.get(command.name)
+        if known is not None:
+            judged.decided = known.decided
+            judged.restricted, judged.changes = known.restricted, known.changes
+        elif command.kind not in _OWN_COMMANDS:
+            raise Refusal("ST-05", f"{tag} is not carried by this proxy.", sqlstate="0A000")
+        if command.kind in _ENDS:
+            judged.exits = True
+            judged.changes = self._touched
+        return judged
+
+    # the look
+
+    async def _look(self, fresh: bool) -> bool:
+        """Read the catalogue as this session sees it; False, and the text will be refused, if that fails.
+
+        Within a unit that has begun, what came before is answered first, and the look is a part of the unit.
+        """
+        if not fresh:
+            await self._settle()
+            if self._state.state is not state.State.EXTENDED:
+                return False
+        try:
+            built_in = self._enforcement.built_in()
+        except Refusal as refusal:
+            self._judged = refusal
+            return False
+        self._own_item = item = next(self._items)
+        expectations = [Expectation(request, ours=True, item=item) for request in _LOOK_REQUESTS]
+        if fresh:
+            expectations.append(Expectation(Request.SYNC, ours=True, item=item))
+        self._last_of_look, self._look_error, self._row = expectations[-1], None, b""
+        self._looked = asyncio.get_running_loop().create_future()
+        await self._connection.no_cancel()
+        changes = self._enforcement.changes
+        self._connection.post(_LOOK_MESSAGES + (_SYNC if fresh else _FLUSH), expectations)
+        try:
+            await self._connection.drain()
+            raw = await self._looked
+        finally:
+            self._looked = None
+        if raw:
+            try:
+                self._own.take(raw, built_in)
+            except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
+                self._connection.broken(f"the catalogue cannot be read: {type(error).__name__}")
+            self._dirty, self._changes_seen = False, changes
+            return True
+        self._judged = self._blind()
+        return False
+
+    def _blind(self) -> Refusal:
+        cancelled = self._look_error is not None and self._look_error.sqlstate == "57014"
+        return Refusal(
+            "ST-08",
+            "The catalogue could not be read before this statement.",
+            sqlstate="57014" if cancelled else "55000",
+            hint="Send it again, in a new transaction.",
+        )
+
+    def _own_row(self, payload: bytes) -> None:
+        (self._row,) = [value or b"" for value in decode_data_row(payload)]
+
+    async def _own_reply(
+        self, kind: int, payload: bytes, error: ErrorResponse | None, expectation: Expectation
+    ) -> None:
+        looked, last = self._looked, self._last_of_look
+        assert looked is not None and last is not None  # noqa: S101
+        if error is not None:
+            self._look_error, self._row = error, b""
+            if last.request is not Request.SYNC:
+                # The unit has failed with it: its client is told in place of an answer.
+                self._poisons[expectation.item] = self._blind()
+                await self._failed(error, payload, expectation)
+                looked.set_result(b"")
+        elif expectation is last:
+            looked.set_result(self._row)
+
+    # taking
+
+    def _take(self, message: FrontendMessage, kind: int, payload: bytes) -> None:
+        if isinstance(message, Query | Parse):
+            self._take_text(message, kind, payload)
+            return
+        if isinstance(message, Execute):
+            bound = self._portals.get(message.portal)
+            self._will_run(None if bound is None else bound.shown.judged)
+        super()._take(message, kind, payload)
+
+    def _take_text(self, message: Query | Parse, kind: int, payload: bytes) -> None:
+        item = next(self._items)
+        text, self._judged = self._judged, None
+        simple = isinstance(message, Query)
+        if text is None or isinstance(text, Refusal):
+            self._refuse(text if text is not None else self._blind(), item)
+            self._sync_due = simple
+            return
+        if text.sent is None:
+            self._requests += kind.to_bytes(1, "big") + (len(payload) + 4).to_bytes(4, "big") + payload
+        elif isinstance(message, Parse):
+            self._requests += Parse(message.name, text.sent, message.types).encode()
+        else:
+            self._requests += Query(text.sent).encode()
+        self._expectations.append(Expectation(Request.QUERY if simple else Request.PARSE, item=item))
+        if isinstance(message, Parse):
+            shown = _shown(text.judged[0], message.types)
+            self._bound_by_item[item] = Bound(shown)
+            self._name(self._statements, message.name, shown, item)
+            return
+        self._statements.pop("", None)
+        self._portals.pop("", None)
+        for number, judged in enumerate(text.judged):
+            self._begin(Bound(judged.shown), item if number == 0 else next(self._items))
+            self._will_run(judged)
+        self._waiting[item] = self._runs[len(self._runs) - len(text.judged) + 1 :]
+
+    def _will_run(self, judged: Judged | None) -> None:
+        """Note what a statement may change that is about to be sent; None: one that is not known."""
+        if judged is None or judged.changes:
+            self._dirty = self._touched = True
+            self._touched_others = self._touched_others or judged is None or judged.others
+        if judged is None or judged.settings:
+            self._settings_changed = True
+        if judged is None:
+            return
+        self._left = self._left or judged.exits
+        if judged.command == "deallocate":
+            for names in (self._prepared, self._statements):
+                if judged.name:
+                    names.pop(judged.name, None)
+                else:
+                    names.clear()
+        elif judged.name and judged.tag == "PREPARE":
+            self._statements.pop(judged.name, None)
+            _note(self._prepared, judged)
+        elif judged.name and judged.tag == "DECLARE CURSOR":
+            _note(self._cursors, judged)
+
+    # answers
+
+    def _completed(self, command: CommandComplete, expectation: Expectation) -> None:
+        run = self._by_item[expectation.item]
+        super()._completed(command, expectation)
+        waiting = self._waiting.get(expectation.item)
+        if waiting:
+            run.done = True
+            self._by_item[expectation.item] = following = waiting.pop(0)
+            following.began, following.clock = time.time(), time.perf_counter()
+
+    async def _failed(self, error: ErrorResponse, payload: bytes, expectation: Expectation) -> None:
+        run = self._by_item.get(expectation.item)
+        judged = None if run is None else run.bound.shown.judged
+        if judged is not None and judged.name:
+            self._prepared.pop(judged.name, None)
+            self._cursors.pop(judged.name, None)
+        await super()._failed(error, payload, expectation)
+
+    async def _ready(self, payload: bytes) -> None:
+        if self._connection.transaction_status == "I":
+            self._dirty = self._dirty or self._touched
+            if self._touched_others:
+                self._enforcement.changes += 1
+            self._touched = self._touched_others = False
+            self._cursors.clear()
+        self._waiting.clear()
+        await super()._ready(payload)
+
+    def _error_for_client(self, error: ErrorResponse, payload: bytes, shown: Shown | None) -> bytes:
+        judged: Judged | None = None if shown is None else shown.judged
+        if judged is not None and judged.governed and missing_setting(error.fields) is not None:
+            self._dirty = True
+            changed = Refusal("ST-08", "The database was changed while this statement was under way.", sqlstate="40001")
+            return ErrorResponse(refusal_fields(changed)).encode()
+        if judged.restricted if judged is not None else self._ever_restricted:
+            return ErrorResponse(scrubbed_fields(error.fields, lambda *_: False)).encode()
+        position = error.fields.get("P", "")
+        if judged is not None and judged.text is not None and judged.text.sent is not None and position.isdecimal():
+            own = judged.text.own_position(int(position))
+            payload = _with_position(payload, own)
+        return bytes([ERROR_RESPONSE]) + (len(payload) + 4).to_bytes(4, "big") + payload
+
+    def _unasked(self, kind: int, payload: bytes) -> bytes:
+        if kind == PARAMETER_STATUS:
+            status = ParameterStatus.decode(payload)
+            self._reported[status.name] = status.value
+        elif kind == NOTICE_RESPONSE:
+            if self._looked is not None:
+                return b""
+            judged = [run.bound.shown.judged for run in self._runs]
+            if any(each.restricted if each is not None else self._ever_restricted for each in judged):
+                fields = scrubbed_fields(NoticeResponse.decode(payload).fields, lambda *_: False)
+                return NoticeResponse(fields).encode()[5:]
+        return payload
+
+    def _decided(self, shown: Shown) -> dict[str, Any]:
+        judged: Judged | None = shown.judged
+        return {"verdict": None} if judged is None else judged.decided
+
+
+def _missing(judged: _Text | Refusal) -> bool:
+    """A relation or column was not found."""
+    if isinstance(judged, Refusal):
+        return judged.control == "ST-03" and judged.decision_id is None
+    return any(each.passed == "ST-03" for each in judged.judged)
+
+
+def _exits(node: Node) -> bool:
+    return kind_of(node) == "transaction_stmt" and node.transaction_stmt.kind in _EXITS
+
+
+def _note(names: dict[str, Judged], judged: Judged) -> None:
+    if judged.governed:
+        names[judged.name] = judged
+    else:
+        names.pop(judged.name, None)
+
+
+def _shown(judged: Judged, types: tuple[int, ...]) -> Shown:
+    judged.shown.types = types
+    return judged.shown
+
+
+def _relations(operation: Operation, terms: Any) -> tuple[Relation, ...]:
+    """The relations of a decided statement, as its event names them."""
+    return tuple(
+        Relation(
+            use.qualified,
+            use.access,
+            use.columns,
+            {name: terms[use.qualified].columns[name].read for name in use.columns
+             if use.access == "read" and name in terms[use.qualified].columns},
+        )
+        for use in operation.relations
+    )  # fmt: skip
+
+
+def _copy(node: Node) -> Node:
+    if node is None:
+        return None
+    copy = pb.Node()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _text_of(node: Node) -> str:
+    """Raises `Refusal` ST-07 if the text does not read back as the tree."""
+    try:
+        sql = tree.text_of(node)
+        same = tree.parses_back(node, sql)
+    except Exception:  # the deparser's errors, and the limit on nesting of protobuf
+        same = False
+    if not same:
+        raise _unlike()
+    return sql
+
+
+def _unlike() -> Refusal:
+    return Refusal(
+        "ST-07",
+        "The rewritten statement does not read back as it was checked.",
+        sqlstate="0A000",
+        hint="Write the statement in a simpler form.",
+    )
+
+
+def _locations(sent: Any, own: Any) -> dict[int, int]:
+    """Where each part of one tree stands -> where the same part of a like tree does, as byte offsets."""
+    found: dict[int, int] = {}
+
+    def walk(one: Any, other: Any) -> None:
+        if "location" in one.DESCRIPTOR.fields_by_name and other.location > 0:
+            found.setdefault(one.location, other.location)
+        for field, value in one.ListFields():
+            if field.message_type is None:
+                continue
+            if field.is_repeated:
+                for left, right in zip(value, getattr(other, field.name), strict=False):
+                    walk(left, right)
+            elif other.HasField(field.name):
+                walk(value, getattr(other, field.name))
+
+    walk(sent, own)
+    return found
+
+
+def _with_position(payload: bytes, position: int | None) -> bytes:
+    """The fields of an ErrorResponse with another position, or without one."""
+    fields = [field for field in payload.rstrip(b"\0").split(b"\0") if field[:1] != b"P"]
+    if position is not None:
+        fields.append(b"P%d" % position)
+    return b"\0".join(fields) + b"\0\0"
