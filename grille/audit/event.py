@@ -114,4 +114,4 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     stages: dict[str, int] = {}
     """Microseconds spent by stage: understand, decide, tokenize, upstream, audit, total."""
     text: str = ""
-    """For lifecycle records: a sentence."""
+    """For lifecycle records, and for statements that passed without being understood: a sentence."""

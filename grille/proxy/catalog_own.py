@@ -162,11 +162,19 @@ _decode = msgspec.json.Decoder(
 ).decode
 
 
+VIEWS: Final = 16
+"""Views that are kept, oldest first out."""
+
+
 class BuiltIn:
     """What initdb made, out of a shared snapshot; kept for as long as that snapshot is in force."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
+        self.views: dict[bytes, View] = {}
+        """By answer to `LOOK`."""
+        self.like: dict[bytes, View] = {}
+        """By the part of it about functions, operators and casts, whose indexes are dear."""
         self.relations = {key: item for key, item in catalog.relations.items() if item.oid < FIRST_NORMAL_OID}
         self.types = {key: item for key, item in catalog.types.items() if key < FIRST_NORMAL_OID}
         self.functions = {key: item for key, item in catalog.functions.items() if key < FIRST_NORMAL_OID}
@@ -178,36 +186,25 @@ class BuiltIn:
         }
 
 
-class OwnCatalog:
-    """The catalogue of one session, as of its last look."""
+class View:
+    """One answer to `LOOK`, understood; sessions that see the same share it."""
 
-    def __init__(self, functions: tuple[str, ...]) -> None:
-        self._functions = functions
-        self._raw = b""
-        self.built_in: BuiltIn | None = None
-        self._code: object = None
-        self.resolver: Resolver | None = None
-        self.purity: Purity | None = None
-        self.epoch = 0
-        """Counts what `take` found changed."""
-
-    def take(self, raw: bytes, built_in: BuiltIn) -> None:
-        """Read the answer to `LOOK`.  Raises msgspec's errors, KeyError or ValueError for an answer of another form."""
-        if raw == self._raw and built_in is self.built_in:
-            return
-        path, relations, parents, columns, keys, types, functions, operators, casts = _decode(raw)
+    def __init__(self, raw: bytes, built_in: BuiltIn, functions: tuple[str, ...]) -> None:
+        """Raises msgspec's errors, KeyError, TypeError or ValueError for an answer of another form."""
+        path, relations, parents, columns, keys, types, *code = _decode(raw)
         catalog = built_in.catalog
         own_relations, others = _relations(relations, parents, columns, keys)
-        code = msgspec.json.encode((functions, operators, casts))
-        before = None if self.resolver is None else self.resolver.catalog
-        if before is not None and code == self._code and built_in is self.built_in:
-            merged = before.functions, before.operators, before.casts
-        else:
+        code_key = msgspec.json.encode(code)
+        like = built_in.like.get(code_key)
+        if like is None:
             merged = (
-                {**built_in.functions, **{row[0]: _function(row) for row in _rows(functions)}},
-                {**built_in.operators, **{row[0]: Operator(*row) for row in _rows(operators)}},
-                {**built_in.casts, **{(row[0], row[1]): Cast(*row) for row in _rows(casts)}},
+                {**built_in.functions, **{row[0]: _function(row) for row in _rows(code[0])}},
+                {**built_in.operators, **{row[0]: Operator(*row) for row in _rows(code[1])}},
+                {**built_in.casts, **{(row[0], row[1]): Cast(*row) for row in _rows(code[2])}},
             )
+        else:
+            before = like.resolver.catalog
+            merged = before.functions, before.operators, before.casts
         snapshot = Catalog(
             hashlib.sha256(catalog.epoch.encode() + raw).hexdigest()[:32],
             catalog.server_version,
@@ -216,12 +213,31 @@ class OwnCatalog:
             {**built_in.types, **{row[0]: Type(*row) for row in _rows(types)}},
             *merged,
         )
-        place = SessionPath(tuple(path), frozenset(others))
-        self.resolver = Resolver(snapshot, self._functions, path=place, like=self.resolver)
-        if before is None or merged[0] is not before.functions or self.purity is None:
-            self.purity = Purity(snapshot, self._functions)
-        self._raw, self.built_in, self._code = raw, built_in, code
-        self.epoch += 1
+        self.temporary = "pg_temp" in path
+        self.built_in = built_in
+        self.resolver: Resolver = Resolver(
+            snapshot,
+            functions,
+            path=SessionPath(tuple(path), frozenset(others)),
+            like=None if like is None else like.resolver,
+        )
+        self.purity: Purity = Purity(snapshot, functions) if like is None else like.purity
+        _keep(built_in.like, code_key, self)
+
+
+def view(raw: bytes, built_in: BuiltIn, functions: tuple[str, ...]) -> View:
+    """The view that an answer to `LOOK` gives, made or kept.  Raises as `View`."""
+    found = built_in.views.get(raw)
+    if found is None:
+        found = View(raw, built_in, functions)
+        _keep(built_in.views, raw, found)
+    return found
+
+
+def _keep(kept: dict[bytes, View], key: bytes, found: View) -> None:
+    kept[key] = found
+    if len(kept) > VIEWS:
+        del kept[next(iter(kept))]
 
 
 def _rows(columns: list[Any]) -> Any:

@@ -50,7 +50,7 @@ from grille.protocols.postgres.pipeline import (
 from grille.protocols.postgres.statement import GOVERNED, classify, raw_statements, redacted
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
-from grille.proxy.catalog_own import LOOK, OwnCatalog
+from grille.proxy.catalog_own import LOOK, View, view
 from grille.proxy.enforcement import Lru
 from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
 from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
@@ -203,10 +203,13 @@ class Isolated(Passthrough):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._own = OwnCatalog(self._enforcement.functions)
+        self._own: View | None = None
+        """The catalogue as it was at the last look."""
         self._dirty = True
-        """The catalogue has to be read again before a statement is understood in it."""
+        """It has to be read again before a statement is understood in it."""
         self._changes_seen = -1
+        self._pristine = True
+        """Nothing has passed yet: path and settings are those of the startup."""
         self._touched = self._touched_others = False
         """This transaction has run what may have changed the catalogue, for other sessions too."""
         self._settings_changed = False
@@ -229,6 +232,8 @@ class Isolated(Passthrough):
         self._waiting: dict[int, list[Run]] = {}
         """By item of a Query: its statements behind the one that runs."""
         self._limit = self._limits.max_statement_bytes
+        databases = given["services"].config.databases
+        self._poll = next(each.catalog_poll for each in databases if each.name == self._agent.database)
 
     # policy
 
@@ -263,12 +268,12 @@ class Isolated(Passthrough):
         stale = may_look and self._stale
         if stale and not await self._look(fresh):
             return
-        before = self._own.epoch
+        before = self._own
         self._judged = self._judge(message, types, nodes, aborted=aborted)
         if may_look and not stale and _missing(self._judged):
             # Somebody else may have made it meanwhile.
             judged = self._judged
-            if await self._look(fresh) and before != self._own.epoch:
+            if await self._look(fresh) and before is not self._own:
                 judged = self._judge(message, types, self._parsed(message.text), aborted=aborted)
             elif self._judged is not judged:
                 return
@@ -276,13 +281,20 @@ class Isolated(Passthrough):
 
     @property
     def _stale(self) -> bool:
-        built_in = self._own.built_in
+        if self._pristine and self._own is None and self._connection.transaction_status == "I":
+            self._inherit()
         return (
             self._dirty
             or self._changes_seen != self._enforcement.changes
-            or built_in is None
-            or built_in is not self._enforcement.built_in()
+            or self._own is None
+            or self._own.built_in is not self._enforcement.built_in()
         )
+
+    def _inherit(self) -> None:
+        """Begin with what another new session of these settings saw, unless more was committed here since."""
+        seen = self._enforcement.seen.get(self._connection.profile)
+        if seen is not None and seen[1] == self._enforcement.changes and time.monotonic() < seen[2]:
+            self._own, self._changes_seen, self._dirty = seen[0], seen[1], False
 
     def _parsed(self, text: str) -> list[Any]:
         """The statements of a text.  Raises `Refusal` for one that the server may read otherwise."""
@@ -302,7 +314,7 @@ class Isolated(Passthrough):
     def _remembered(self, message: Parse | Query) -> _Text | None:
         if self._stale_or_aborted:
             return None
-        found = self._kept.get((message, self._own.epoch))
+        found = self._kept.get((message, self._own))
         if found is None or time.monotonic() >= min(each.expires for each in found.judged):
             return None
         return found
@@ -336,7 +348,7 @@ class Isolated(Passthrough):
                 refusal.position = len(text.encode()[: refusal.location].decode(errors="replace")) + 1
             return refusal
         if not aborted and all(each.governed and not each.name for each in judged.judged):
-            self._kept.put((message, self._own.epoch), judged, len(text))
+            self._kept.put((message, self._own), judged, len(text))
         return judged
 
     def _each(self, text: str, nodes: Sequence[Any], types: tuple[int, ...], *, aborted: bool) -> list[Judged]:
@@ -405,7 +417,8 @@ class Isolated(Passthrough):
                 revision=verdict.revision,
                 statement=tag,
                 passed=refusal.control,
-            )
+            ),
+            "text": refusal.message,
         }
         return judged
 
@@ -416,8 +429,7 @@ class Isolated(Passthrough):
     def _governed(self, text: str, raw: Any, piece: str, begin: int, types: tuple[int, ...]) -> Judged:
         """Decide and rewrite a data statement, or the one inside of PREPARE, DECLARE or COPY.  Raises `Refusal`."""
         node, kind = raw.stmt, kind_of(raw.stmt)
-        resolver, purity = self._own.resolver, self._own.purity
-        if resolver is None or purity is None:
+        if self._own is None:
             raise Refusal("ST-08", "The catalogue of this session has not been read.", sqlstate="0A000")
         tag, name, inner = tag_of(node), "", node
         if kind == "prepare_stmt":
@@ -436,7 +448,9 @@ class Isolated(Passthrough):
             inner, types = copy.query, ()
         if kind_of(inner) not in GOVERNED:
             raise Refusal("ST-05", f"{tag} of this statement is not carried by this proxy.", sqlstate="0A000")
-        plan, operation, verdict, cached = self._enforcement.govern(self._agent, inner, types, resolver, purity)
+        plan, operation, verdict, cached = self._enforcement.govern(
+            self._agent, inner, types, self._own.resolver, self._own.purity
+        )
         sql = plan.sql
         if inner is not node:
             sql = _text_of(node)
@@ -472,7 +486,7 @@ class Isolated(Passthrough):
         return judged
 
     def _type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
-        assert self._own.resolver is not None  # noqa: S101
+        assert self._own is not None  # noqa: S101
         found = []
         for names, array in types:
             known = self._own.resolver.type_by_name(names)
@@ -535,10 +549,13 @@ class Isolated(Passthrough):
             self._looked = None
         if raw:
             try:
-                self._own.take(raw, built_in)
+                self._own = view(raw, built_in, self._enforcement.functions)
             except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
                 self._connection.broken(f"the catalogue cannot be read: {type(error).__name__}")
             self._dirty, self._changes_seen = False, changes
+            if self._pristine and not self._own.temporary:
+                until = time.monotonic() + self._poll
+                self._enforcement.seen[self._connection.profile] = self._own, changes, until
             return True
         self._judged = self._blind()
         return False
@@ -617,6 +634,7 @@ class Isolated(Passthrough):
             self._settings_changed = True
         if judged is None:
             return
+        self._pristine = self._pristine and not judged.passed
         self._left = self._left or judged.exits
         if judged.command == "deallocate":
             for names in (self._prepared, self._statements):

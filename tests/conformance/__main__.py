@@ -16,9 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
+
 from grille.proxy.demo.cluster import ClusterError, debian_binaries
 from tests.conformance import go, java, postgres, python, rust, targets
 from tests.conformance.compare import Results, compare, count, divergences
+from tests.conformance.share import share
 from tests.conformance.targets import Kind, SuiteError
 from tests.conformance.tools import Suite, cache, cached, server_user
 
@@ -79,6 +82,11 @@ def run(suite: Suite, directory: Path, kind: Kind, policy: str) -> Results:
                     kind, cluster, home, policy=policy, sessions=suite.sessions, own_certificate=suite.own_certificate
                 ) as target:
                     results = suite.run(directory, target, scratch)
+            if kind == "grille" and policy == "governed":
+                counted = share(home / "audit")
+                (logs / "share.json").write_text(msgspec.json.format(msgspec.json.encode(counted)).decode())
+                (logs / "share.md").write_text(counted.table())
+                print(f"{counted.table()}\n{counted.line()}", flush=True)
         finally:
             for source in (scratch, home / "grille.log", home / "pg" / "postgres.log"):
                 if source.is_dir():
