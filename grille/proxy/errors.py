@@ -113,6 +113,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "AC-06": "Ask for less: add a condition or a LIMIT, or wait before the next statement.",
     "AC-08": "Ask the operator of this proxy: passthrough needs databases.passthrough = true and the policy's "
     "answer to connect.",
+    "AC-09": "Connect again: your statements will be decided under the policy in force.",
     "AU-01": "The audit trail cannot be written now. Nothing was answered; try again later.",
     "CO-01": "Leave this column out of the statement.",
     "CO-02": "Leave this column out of the statement.",

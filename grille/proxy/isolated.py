@@ -47,6 +47,7 @@ from grille.protocols.postgres.pipeline import (
     Expectation,
     Request,
 )
+from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.statement import GOVERNED, classify, raw_statements, redacted
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
@@ -443,9 +444,17 @@ class Isolated(Passthrough):
             name, inner, types = command.name, node.declare_cursor_stmt.query, ()
         elif kind == "copy_stmt":
             copy = node.copy_stmt
-            if not copy.HasField("query") or copy.is_from or copy.is_program or copy.filename:
+            if copy.is_program or copy.filename or copy.HasField("where_clause"):
                 classify(raw, text)  # which refuses it
-            inner, types = copy.query, ()
+            if not copy.HasField("query"):
+                copied = _copied(copy, self._own.resolver)
+                if copied is None:
+                    classify(raw, text)
+                elif copy.is_from:
+                    inner = copied
+                else:
+                    copy.query.CopyFrom(copied)
+            inner, types = copy.query if copy.HasField("query") else inner, ()
         if kind_of(inner) not in GOVERNED:
             raise Refusal("ST-05", f"{tag} of this statement is not carried by this proxy.", sqlstate="0A000")
         plan, operation, verdict, cached = self._enforcement.govern(
@@ -454,6 +463,16 @@ class Isolated(Passthrough):
         sql = plan.sql
         if inner is not node:
             sql = _text_of(node)
+        if (
+            kind == "copy_stmt"
+            and node.copy_stmt.is_from
+            and any(each.columns for each in verdict.terms.relations.values())
+        ):
+            raise Refusal(
+                "AC-05",
+                "The values of a COPY into sensitive columns are not looked at in an isolated session.",
+                hint="Use INSERT in a session that is not isolated.",
+            )
         if not sql.isascii() or "\\" in sql:
             try:
                 self._parsed(sql)
@@ -718,6 +737,36 @@ def _missing(judged: _Text | Refusal) -> bool:
 
 def _exits(node: Node) -> bool:
     return kind_of(node) == "transaction_stmt" and node.transaction_stmt.kind in _EXITS
+
+
+def _copied(copy: Any, resolver: Resolver) -> Node:
+    """What a COPY of a table does, as an INSERT or a SELECT; None for what is no plain table.
+
+    The relation of ``copy`` becomes qualified, or goes over into the SELECT.
+    """
+    var = copy.relation
+    schema = var.schemaname or resolver.schema_of(var.relname)
+    relation = resolver.catalog.relations.get((schema or "", var.relname))
+    if relation is None or relation.kind != "r" or var.catalogname:
+        return None
+    names = [part.string.sval for part in copy.attlist]
+    names = names or [column.name for column in relation.columns if not column.generated]
+    if not names:
+        return None
+    if copy.is_from:
+        var.schemaname = relation.schema
+        insert = pb.InsertStmt(override=pb.OVERRIDING_NOT_SET)
+        insert.relation.CopyFrom(tree.relation(relation.schema, relation.name))
+        insert.cols.extend(pb.Node(res_target=pb.ResTarget(name=name)) for name in names)
+        row = pb.Node(list=pb.List(items=[pb.Node(set_to_default=pb.SetToDefault()) for _ in names]))
+        select = pb.SelectStmt(values_lists=[row], op=pb.SETOP_NONE, limit_option=pb.LIMIT_OPTION_DEFAULT)
+        insert.select_stmt.CopyFrom(pb.Node(select_stmt=select))
+        return pb.Node(insert_stmt=insert)
+    copy.ClearField("relation")
+    copy.ClearField("attlist")
+    source = pb.Node(range_var=tree.relation(relation.schema, relation.name, only=True))
+    targets = [tree.target(tree.column(name)) for name in names]
+    return pb.Node(select_stmt=tree.subselect(targets, source, None, fence=False))
 
 
 def _note(names: dict[str, Judged], judged: Judged) -> None:

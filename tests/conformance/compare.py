@@ -54,17 +54,18 @@ class Comparison(msgspec.Struct, frozen=True):
 def divergences(suite: str, policy: str, directory: Path = DIVERGENCES) -> dict[str, Divergence]:
     """The file of one suite and policy, by test; empty if there is none.
 
-    Raises ValueError for a file that is not of this form, an unknown reason, a missing
+    A governed run goes over the same wire, so what is listed for passthrough is listed for it
+    too.  Raises ValueError for a file that is not of this form, an unknown reason, a missing
     explanation, a test listed twice.
     """
     path = directory / f"{suite}.{policy}.toml"
+    found: dict[str, Divergence] = divergences(suite, "passthrough", directory) if policy == "governed" else {}
     if not path.exists():
-        return {}
+        return found
     try:
         entries = msgspec.convert(tomllib.loads(path.read_text()), _File).divergence
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ValueError(f"{path.name}: {error}") from None
-    found: dict[str, Divergence] = {}
     for entry in entries:
         if entry.reason not in REASONS:
             raise ValueError(f"{path.name}: {entry.test}: unknown reason {entry.reason!r}")

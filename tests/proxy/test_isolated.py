@@ -15,7 +15,7 @@ from grille.audit.event import Event
 from grille.policies.decision import CachePolicy, ColumnObligation, Decision, FieldFilter, Limits
 from grille.policies.pdp import PolicyUnavailable
 from grille.protocols.postgres.analysis import Sensitive
-from grille.protocols.postgres.messages import Bind, Describe, Execute, Flush, Parse, Query, Sync
+from grille.protocols.postgres.messages import Bind, CopyData, CopyDone, Describe, Execute, Flush, Parse, Query, Sync
 from grille.proxy import enforcement
 from tests.proxy import test_passthrough
 from tests.proxy.test_passthrough import Client, MakeWorld, World, error, kinds, rows
@@ -108,7 +108,8 @@ def extended(text: str, *values: bytes, name: str = "") -> list[Any]:
 
 def verdicts(world: World) -> list[tuple[str, str]]:
     """Tag and what the policy let pass of each statement that ran."""
-    return [(e.verdict.statement, e.verdict.passed) for e in world.statements() if e.verdict and e.verdict.allow]
+    ran = [event for event in world.statements() if event.outcome and event.outcome.status != "intent"]
+    return [(e.verdict.statement, e.verdict.passed) for e in ran if e.verdict and e.verdict.allow]
 
 
 def last(world: World) -> Event:
@@ -172,6 +173,23 @@ async def test_rows_are_filtered_below_declare_prepare_and_copy(filtered: World)
     copied = await client.query("COPY (SELECT id FROM secret ORDER BY id) TO STDOUT")
     assert [payload for kind, payload in copied if kind == "d"] == [b"1\n", b"3\n"]
     assert filtered.policies.passed() == []  # type: ignore[attr-defined]
+
+
+async def test_copy_of_a_table_is_filtered_or_refused(filtered: World) -> None:
+    client = await filtered.client()
+    copied = await client.query("COPY secret (id, amount) TO STDOUT WITH (FORMAT csv, HEADER)")
+    assert b"".join(payload for kind, payload in copied if kind == "d") == b"id,amount\n1,10\n3,30\n"
+    assert "AC-05" in error(await client.query("COPY secret FROM STDIN"))["M"]
+    client.send(Query("COPY t FROM STDIN"))
+    assert (await client.message())[0] == "G"
+    client.send(CopyData(b"9\tnine\n"), CopyDone())
+    assert kinds(await client.unit()) == "CZ"
+    assert filtered.direct("SELECT name FROM t WHERE id = 9") == [("nine",)]
+    assert "AC-01" in error(await client.query("COPY hidden TO STDOUT"))["M"]
+    assert "AC-01" in error(await client.query("COPY hidden FROM STDIN"))["M"]
+    assert "ST-05" in error(await client.query("COPY t TO '/tmp/t'"))["M"]
+    assert filtered.policies.passed() == [("COPY", "ST-05")]  # type: ignore[attr-defined]
+    assert [tag for tag, passed in verdicts(filtered) if passed == ""] == ["COPY", "COPY"]
 
 
 async def test_explain_is_not_rewritten_because_it_would_show_the_filter(filtered: World) -> None:
