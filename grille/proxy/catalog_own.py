@@ -171,6 +171,7 @@ class BuiltIn:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
+        self.before_16 = catalog.server_version < 160_000
         self.views: dict[bytes, View] = {}
         """By answer to `LOOK`."""
         self.like: dict[bytes, View] = {}

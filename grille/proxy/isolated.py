@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -62,17 +63,39 @@ KEPT: Final = 1000
 """Texts whose judgement is kept for as long as catalogue and path are the same."""
 
 _LOOK_NAME: Final = "grille_look"
-_LOOK_MESSAGES: Final = b"".join(
-    message.encode()
-    for message in (
-        Parse(_LOOK_NAME, LOOK),
-        Bind(_LOOK_NAME, _LOOK_NAME, result_formats=(1,)),
-        Execute(_LOOK_NAME),
-        Close("P", _LOOK_NAME),
-        Close("S", _LOOK_NAME),
+
+
+def _own_messages(text: str, *formats: int) -> bytes:
+    """Messages that run one statement and leave no name behind."""
+    name = _LOOK_NAME
+    messages = Parse(name, text), Bind(name, name, result_formats=formats), Execute(name), Close("P", name)
+    return b"".join(message.encode() for message in (*messages, Close("S", name)))
+
+
+_OWN_REQUESTS: Final = (Request.PARSE, Request.BIND, Request.EXECUTE_ANY, Request.CLOSE, Request.CLOSE)
+_LOOK_MESSAGES: Final = _own_messages(LOOK, 1)
+_SETTINGS: Final = _own_messages(
+    "SELECT pg_catalog.concat("
+    + ", ".join(
+        f"pg_catalog.set_config('{name}', '{value}', true)"
+        for name, value in {
+            "jit": "off",
+            "statement_timeout": "0",
+            "max_parallel_workers_per_gather": "0",
+            **dict.fromkeys(
+                (
+                    "enable_seqscan", "enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan", "enable_sort",
+                    "enable_hashjoin", "enable_mergejoin", "enable_nestloop", "enable_hashagg", "enable_material",
+                ),
+                "on",
+            ),
+        }.items()
     )
-)
-_LOOK_REQUESTS: Final = (Request.PARSE, Request.BIND, Request.EXECUTE_ANY, Request.CLOSE, Request.CLOSE)
+    + ")"
+)  # fmt: skip
+"""The session's settings could make a look last for a second."""
+_SAVEPOINT: Final = _own_messages(f"SAVEPOINT {_LOOK_NAME}")
+_BACK: Final = _own_messages(f"ROLLBACK TO SAVEPOINT {_LOOK_NAME}") + _own_messages(f"RELEASE SAVEPOINT {_LOOK_NAME}")
 _SYNC: Final = Sync().encode()
 _FLUSH: Final = Flush().encode()
 
@@ -103,6 +126,8 @@ _LOCAL: Final = frozenset(
     }
 )  # fmt: skip
 """Tags of statements that leave nothing in the catalogue which other sessions have to look after."""
+_LITERALS: Final = re.compile(r"(?<![\w$])(?:[0-9]+_[0-9]|0[xXoObB])|\$[0-9]+[^\W0-9]")
+"""Numbers that PostgreSQL reads since version 16, and parameters that it refuses and the parser here does not."""
 _SETTINGS_OF_NAMES: Final = frozenset({"search_path", "role", "session_authorization"})
 
 
@@ -310,6 +335,14 @@ class Isolated(Passthrough):
                     sqlstate="42601",
                     hint="Use client_encoding UTF8 and standard_conforming_strings, and begin a new unit after SET.",
                 )
+        newer = _LITERALS.search(text)
+        if newer is not None and (newer.group().startswith("$") or self._enforcement.built_in().before_16):
+            raise Refusal(
+                "ST-01",
+                "The database does not read a number of this text as PostgreSQL 18 does.",
+                sqlstate="42601",
+                hint="Write decimal numbers without underscores.",
+            )
         return raw_statements(text, limit=self._limit)
 
     def _remembered(self, message: Parse | Query) -> _Text | None:
@@ -553,14 +586,20 @@ class Isolated(Passthrough):
             self._judged = refusal
             return False
         self._own_item = item = next(self._items)
-        expectations = [Expectation(request, ours=True, item=item) for request in _LOOK_REQUESTS]
+        # Settings for the look end with its transaction, or with the savepoint; within a unit there is neither.
+        messages, count = _LOOK_MESSAGES, 1
+        if fresh and self._connection.transaction_status == "I":
+            messages, count = _SETTINGS + messages, 2
+        elif fresh:
+            messages, count = _SAVEPOINT + _SETTINGS + messages + _BACK, 5
+        expectations = [Expectation(request, ours=True, item=item) for request in _OWN_REQUESTS * count]
         if fresh:
             expectations.append(Expectation(Request.SYNC, ours=True, item=item))
         self._last_of_look, self._look_error, self._row = expectations[-1], None, b""
         self._looked = asyncio.get_running_loop().create_future()
         await self._connection.no_cancel()
         changes = self._enforcement.changes
-        self._connection.post(_LOOK_MESSAGES + (_SYNC if fresh else _FLUSH), expectations)
+        self._connection.post(messages + (_SYNC if fresh else _FLUSH), expectations)
         try:
             await self._connection.drain()
             raw = await self._looked
@@ -583,7 +622,9 @@ class Isolated(Passthrough):
         cancelled = self._look_error is not None and self._look_error.sqlstate == "57014"
         return Refusal(
             "ST-08",
-            "The catalogue could not be read before this statement.",
+            "canceling statement due to user request"
+            if cancelled
+            else "The catalogue could not be read before this statement.",
             sqlstate="57014" if cancelled else "55000",
             hint="Send it again, in a new transaction.",
         )
@@ -830,7 +871,7 @@ def _locations(sent: Any, own: Any) -> dict[int, int]:
 
     def walk(one: Any, other: Any) -> None:
         if "location" in one.DESCRIPTOR.fields_by_name and other.location > 0:
-            found.setdefault(one.location, other.location)
+            found[one.location] = other.location  # the innermost: errors are about a constant, not about its column
         for field, value in one.ListFields():
             if field.message_type is None:
                 continue

@@ -413,10 +413,18 @@ async def test_errors_are_scrubbed_under_a_filter_and_kept_without(filtered: Wor
 
 async def test_a_position_is_one_in_the_clients_own_text(world: World) -> None:
     client = await world.client()
+    text = "SELECT int 'nonsense'"
+    assert error(await client.query(text))["P"] == str(text.index("'nonsense'") + 1)
     text = "/* \u00e9 */ SELECT id, name = 'a', 'nonsense'::int FROM t WHERE name = 'a'"
     assert error(await client.query(text))["P"] == str(text.index("'nonsense'") + 1)
     several = f"BEGIN; {text}"
     assert error(await client.query(several))["P"] == str(several.index("'nonsense'") + 1)
+
+
+async def test_what_the_server_reads_otherwise_than_the_parser_is_not_understood(world: World) -> None:
+    client = await world.client()
+    assert "ST-01" in error(await client.query("SELECT $1a"))["M"]
+    assert rows(await client.query("SELECT id AS a_1, 2 AS b2_3 FROM t ORDER BY id")) == [(b"1", b"2"), (b"2", b"2")]
 
 
 async def test_names_of_prepared_statements_and_cursors_that_are_not_known_are_asked(world: World) -> None:
