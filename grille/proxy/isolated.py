@@ -48,7 +48,7 @@ from grille.protocols.postgres.pipeline import (
     Expectation,
     Request,
 )
-from grille.protocols.postgres.resolve import Resolver
+from grille.protocols.postgres.resolve import FIRST_NORMAL_OID, Resolver
 from grille.protocols.postgres.statement import GOVERNED, classify, raw_statements, redacted
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
@@ -429,7 +429,7 @@ class Isolated(Passthrough):
             raise refusal
         judged = Judged(piece, tag, begin)
         judged.passed = refusal.control
-        judged.settings = tag not in _QUIET
+        judged.settings = tag not in _QUIET and not (self._own is not None and _quiet(node, self._own.resolver))
         judged.changes = judged.settings and not (
             node is not None
             and kind_of(node) == "variable_set_stmt"
@@ -808,6 +808,38 @@ def _copied(copy: Any, resolver: Resolver) -> Node:
     source = pb.Node(range_var=tree.relation(relation.schema, relation.name, only=True))
     targets = [tree.target(tree.column(name)) for name in names]
     return pb.Node(select_stmt=tree.subselect(targets, source, None, fence=False))
+
+
+def _quiet(node: Node, resolver: Resolver) -> bool:
+    """True for a query that only reads, and calls nothing that could do more: the server's own stable functions."""
+    kind = kind_of(node) if node is not None else ""
+    if kind == "explain_stmt":
+        return not any(option.def_elem.defname == "analyze" for option in node.explain_stmt.options)
+    if kind != "select_stmt":
+        return False
+    names = {part.ctename for part in tree.walk(node) if part.DESCRIPTOR.name == "CommonTableExpr"}
+    for part in tree.walk(node):
+        name = part.DESCRIPTOR.name
+        if name in ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "IntoClause"):
+            return False
+        if name == "FuncCall" and not resolver.quiet_function(part.funcname[-1].string.sval):
+            return False
+        if name in ("A_Expr", "SubLink"):
+            words = part.name if name == "A_Expr" else part.oper_name
+            if words and not resolver.quiet_operator(words[-1].string.sval):
+                return False
+        if name == "TypeName" and part.names:
+            known = resolver.type_by_name([each.string.sval for each in part.names])
+            if known is None or known.oid >= FIRST_NORMAL_OID:
+                return False
+        if name == "RangeVar" and not (part.relname in names and not part.schemaname):
+            schema = part.schemaname or resolver.schema_of(part.relname)
+            relation = resolver.catalog.relations.get((schema or "", part.relname))
+            if schema != "information_schema" and (
+                relation is None or (relation.oid >= FIRST_NORMAL_OID and relation.kind not in "rpm")
+            ):
+                return False
+    return True
 
 
 def _note(names: dict[str, Judged], judged: Judged) -> None:

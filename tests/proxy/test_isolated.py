@@ -17,6 +17,7 @@ from grille.policies.pdp import PolicyUnavailable
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.messages import Bind, CopyData, CopyDone, Describe, Execute, Flush, Parse, Query, Sync
 from grille.proxy import enforcement
+from grille.proxy.isolated import Isolated
 from tests.proxy import test_passthrough
 from tests.proxy.test_passthrough import Client, MakeWorld, World, error, kinds, rows
 
@@ -292,6 +293,28 @@ async def test_own_temporary_and_uncommitted_tables_are_understood(world: World)
     governed = [passed for tag, passed in verdicts(world) if tag in ("INSERT", "SELECT")]
     assert governed == [""] * 5
     assert "pg_temp.mine" in {use.name for event in world.statements() for use in event.relations}
+
+
+async def test_a_query_that_passes_and_only_reads_needs_no_look(world: World) -> None:
+    world.policies.passes.add("SELECT")  # type: ignore[attr-defined]
+    world.direct(
+        "CREATE FUNCTION mine() RETURNS text LANGUAGE sql AS $$ SELECT set_config('search_path', 'x', false) $$"
+    )
+    client = await world.client()
+    (session,) = world.sessions
+    isolated = session._passthrough
+    assert isinstance(isolated, Isolated)
+    for text, stale in (
+        ("SELECT 't'::regclass::oid > 0, pg_table_is_visible(1)", False),
+        ("SELECT set_config('search_path', 'x', false)", True),
+        ("SELECT public.mine()", True),
+        ("WITH x AS (INSERT INTO t VALUES (8, 'x') RETURNING id) SELECT id FROM x", True),
+        ("SELECT nextval('none')", True),
+    ):
+        await client.query("SELECT id FROM public.t")
+        assert not isolated._stale
+        await client.query(text)
+        assert isolated._stale == stale, text
 
 
 async def test_a_table_that_another_session_makes_is_found(world: World) -> None:

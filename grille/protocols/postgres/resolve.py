@@ -278,6 +278,18 @@ class Resolver:
         declared = _declared(function, len(arguments))
         return None if declared is None else self._resolved(function.result, declared, arguments)
 
+    # What leaves no trace
+
+    def quiet_function(self, name: str) -> bool:
+        """True if all functions of this name are the server's own, and none is volatile."""
+        found = self._functions.get(("pg_catalog", name), ())
+        own = self._own_functions.get(name)
+        return bool(found) and not own and all(f.volatility != "v" and f.oid < FIRST_NORMAL_OID for f in found)
+
+    def quiet_operator(self, name: str) -> bool:
+        """True if all operators of this name are the server's own."""
+        return not any(key[0] == name for key in self._own_operators)
+
     # Indexes
 
     @functools.cached_property
