@@ -113,12 +113,14 @@ _OWN_COMMANDS: Final = frozenset(
 _ENDS: Final = frozenset({"commit", "rollback", "rollback_to"})
 _QUIET: Final = frozenset(
     {
-        "ANALYZE", "CHECKPOINT", "CLOSE CURSOR", "CLOSE CURSOR ALL", "COMMENT", "DEALLOCATE", "DEALLOCATE ALL",
-        "DISCARD PLANS", "DISCARD SEQUENCES", "FETCH", "LISTEN", "LOCK TABLE", "MOVE", "NOTIFY", "SECURITY LABEL",
-        "SHOW", "UNLISTEN", "VACUUM",
+        "ALTER DEFAULT PRIVILEGES", "ALTER ROLE", "ALTER STATISTICS", "ANALYZE", "CHECKPOINT", "CLOSE CURSOR",
+        "CLOSE CURSOR ALL", "COMMENT", "CREATE INDEX", "CREATE ROLE", "CREATE STATISTICS", "DEALLOCATE",
+        "DEALLOCATE ALL", "DISCARD PLANS", "DISCARD SEQUENCES", "DROP ROLE", "DROP STATISTICS", "FETCH", "GRANT",
+        "GRANT ROLE", "LISTEN", "LOCK TABLE", "MOVE", "NOTIFY", "REVOKE", "REVOKE ROLE", "SECURITY LABEL", "SHOW",
+        "UNLISTEN", "VACUUM",
     }
 )  # fmt: skip
-"""Tags of statements after which catalogue, path and settings are as before."""
+"""Tags of statements after which all that a statement is understood by is as before: catalogue, path and settings."""
 _LOCAL: Final = frozenset(
     {
         "COPY", "DECLARE CURSOR", "DELETE", "EXECUTE", "EXPLAIN", "INSERT", "MERGE", "PREPARE", "RESET", "SELECT",
