@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -164,13 +165,26 @@ _decode = msgspec.json.Decoder(
 
 VIEWS: Final = 16
 """Views that are kept, oldest first out."""
+OBJECTS: Final = 100_000
+"""Columns, relations and types that are kept to be used again; then all are forgotten."""
 
 
 class BuiltIn:
     """What initdb made, out of a shared snapshot; kept for as long as that snapshot is in force."""
 
+    def made(self, kind: Callable[..., Any], row: tuple[Any, ...]) -> Any:
+        """``kind(*row)``, or the equal one that was made before: from one look to the next little changes."""
+        key = kind, row
+        found = self._objects.get(key)
+        if found is None:
+            if len(self._objects) > OBJECTS:
+                self._objects.clear()
+            found = self._objects[key] = kind(*row)
+        return found
+
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
+        self._objects: dict[object, Any] = {}
         self.before_16 = catalog.server_version < 160_000
         self.views: dict[bytes, View] = {}
         """By answer to `LOOK`."""
@@ -194,7 +208,8 @@ class View:
         """Raises msgspec's errors, KeyError, TypeError or ValueError for an answer of another form."""
         path, relations, parents, columns, keys, types, *code = _decode(raw)
         catalog = built_in.catalog
-        own_relations, others = _relations(relations, parents, columns, keys)
+        make = built_in.made
+        own_relations, others = _relations(relations, parents, columns, keys, make)
         code_key = msgspec.json.encode(code)
         like = built_in.like.get(code_key)
         if like is None:
@@ -211,7 +226,7 @@ class View:
             catalog.server_version,
             catalog.database,
             {**built_in.relations, **own_relations},
-            {**built_in.types, **{row[0]: Type(*row) for row in _rows(types)}},
+            {**built_in.types, **{row[0]: make(Type, row) for row in _rows(types)}},
             *merged,
         )
         self.temporary = "pg_temp" in path
@@ -247,44 +262,63 @@ def _rows(columns: list[Any]) -> Any:
 
 
 def _relations(
-    relations: list[Any], parents: list[Any], columns: list[Any], keys: list[Any]
+    relations: list[Any],
+    parents: list[Any],
+    columns: list[Any],
+    keys: list[Any],
+    make: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
 ) -> tuple[dict[tuple[str, str], Relation], set[tuple[str, str]]]:
-    by_relation: dict[int, list[Column]] = {}
+    by_relation: dict[int, list[tuple[Any, ...]]] = {}
     for row in _rows(columns):
-        by_relation.setdefault(row[0], []).append(Column(*row[1:]))
+        by_relation.setdefault(row[0], []).append(row)
     inherits: dict[int, list[int]] = {}
     for child, parent in _rows(parents):
         inherits.setdefault(child, []).append(parent)
-    indexes: dict[tuple[int, int], tuple[str, list[str], list[int], list[bool]]] = {}
-    for relation, index, name, column, operand, usual in _rows(keys):
-        key = indexes.setdefault((relation, index), (name, [], [], []))
-        key[1].append(column)
-        key[2].append(operand)
-        key[3].append(usual)
-    unique: dict[int, list[UniqueKey]] = {}
-    for (relation, _), (name, names, operands, usual) in indexes.items():
-        if all(usual):
-            unique.setdefault(relation, []).append(UniqueKey(name, tuple(names), tuple(operands)))
+    by_index: dict[int, list[tuple[Any, ...]]] = {}
+    for row in _rows(keys):
+        by_index.setdefault(row[0], []).append(row)
     found, others = {}, set()
-    for oid, schema, name, kind, row_type, triggers, rules, definition, security in _rows(relations):
+    for row in _rows(relations):
+        oid, schema, name, kind = row[:4]
         if kind not in "rpvmf":
             others.add((schema, name))
             continue
-        found[schema, name] = Relation(
-            oid=oid,
-            schema=schema,
-            name=name,
-            kind=kind,
-            row_type=row_type,
-            columns=tuple(by_relation.get(oid, ())),
-            parents=tuple(inherits.get(oid, ())),
-            unique_keys=tuple(unique.get(oid, ())),
-            has_triggers=triggers,
-            has_rules=rules,
-            definition_hash=definition or "",
-            row_security=security,
-        )
+        parts = (by_relation.get(oid, ()), inherits.get(oid, ()), by_index.get(oid, ()))
+        found[schema, name] = make(_relation, (row, *map(tuple, parts)))
     return found, others
+
+
+def _relation(
+    row: tuple[Any, ...],
+    columns: tuple[tuple[Any, ...], ...],
+    parents: tuple[int, ...],
+    keys: tuple[tuple[Any, ...], ...],
+) -> Relation:
+    oid, schema, name, kind, row_type, triggers, rules, definition, security = row
+    indexes: dict[int, tuple[str, list[str], list[int], list[bool]]] = {}
+    for _, index, key, column, operand, usual in keys:
+        parts = indexes.setdefault(index, (key, [], [], []))
+        parts[1].append(column)
+        parts[2].append(operand)
+        parts[3].append(usual)
+    return Relation(
+        oid=oid,
+        schema=schema,
+        name=name,
+        kind=kind,
+        row_type=row_type,
+        columns=tuple(Column(*each[1:]) for each in columns),
+        parents=parents,
+        unique_keys=tuple(
+            UniqueKey(key, tuple(names), tuple(operands))
+            for key, names, operands, usual in indexes.values()
+            if all(usual)
+        ),
+        has_triggers=triggers,
+        has_rules=rules,
+        definition_hash=definition or "",
+        row_security=security,
+    )
 
 
 def _function(row: tuple[Any, ...]) -> Function:

@@ -26,6 +26,7 @@ REASONS: Final = {
     "proxy-answers": "Grille answers itself, by the protocol's rules, otherwise than this version of the server",
     "limit": "larger or longer than a configured limit",
     "intermittent": "fails now and then, directly as well or without a fault of the proxy that is known",
+    "rewritten-text": "the server shows the statement that it was sent, which is not the client's own text",
     "denied-by-design": "refused with a documented reason of docs/reference/errors.md",
     "defect": "a fault of Grille that is known and not repaired yet",
 }

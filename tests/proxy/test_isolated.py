@@ -200,6 +200,14 @@ async def test_explain_is_not_rewritten_because_it_would_show_the_filter(filtere
     assert filtered.policies.passed() == [("EXPLAIN", "ST-05")]  # type: ignore[attr-defined]
 
 
+async def test_views_that_show_the_filter_are_not_understood(filtered: World) -> None:
+    client = await filtered.client()
+    await client.query("PREPARE q AS SELECT id FROM secret")
+    for name in ("pg_prepared_statements", "pg_catalog.pg_cursors", "pg_stat_activity"):
+        assert "ST-03" in error(await client.query(f"SELECT * FROM {name}"))["M"]
+    assert kinds(await client.query("SELECT count(*) FROM pg_class")) == "TDCZ"
+
+
 async def test_writes_are_filtered_or_refused(filtered: World) -> None:
     client = await filtered.client()
     assert kinds(await client.query("DELETE FROM secret")) == "CZ"

@@ -120,6 +120,9 @@ CATALOGUE_READABLE: Final[dict[str, frozenset[str]]] = {
 }
 """Catalogue columns that every agent may read; rows are limited to built-in objects."""
 
+SHOWING_TEXTS: Final = frozenset({"pg_cursors", "pg_prepared_statements", "pg_stat_activity"})
+"""Views of pg_catalog that show rewritten statements, and with them the filters."""
+
 SESSION_NAMES: Final = {
     pb.SVFOP_CURRENT_ROLE: "current_role",
     pb.SVFOP_CURRENT_USER: "current_user",
@@ -1043,7 +1046,9 @@ class Analyzer:
         if catalog and catalog != self._catalog.database:
             raise unavailable_relation(f"{catalog}.{schema}.{name}")
         relation = self._catalog.relations.get((schema, name))
-        system = schema in ("pg_catalog", "information_schema") and (self._resolver.path is None or access != "read")
+        system = schema in ("pg_catalog", "information_schema") and (
+            self._resolver.path is None or access != "read" or name in SHOWING_TEXTS
+        )
         if relation is None or system or relation.kind == "f":
             raise unavailable_relation(f"{schema}.{name}")
         if relation.parents:
@@ -1169,16 +1174,19 @@ class Analyzer:
             if len(parts) == 1:
                 if select is not None and not select.from_clause:
                     raise Refusal("ST-01", "SELECT * with no tables specified is not valid.", sqlstate="42601")
-                for entry in scope.namespace.entries:
-                    owner = entry.owners[0]
-                    reference = (entry.name,) if entry.merged or not owner.name else (owner.name, entry.name)
-                    expanded.append(tree.target(tree.column(*reference)))
+                references = [
+                    (entry.name,) if entry.merged or not entry.owners[0].name else (entry.owners[0].name, entry.name)
+                    for entry in scope.namespace.entries
+                ]
+                _distinct(references)
+                expanded += [tree.target(tree.column(*reference)) for reference in references]
             else:
                 try:
                     item = self._find_item([part.string.sval for part in parts[:-1]], scope)
                 except Refusal as refusal:
                     placed(refusal, value.column_ref.location)
                     raise
+                _distinct([f.name for f in item.fields])
                 expanded += [tree.target(tree.column(item.name, f.name)) for f in item.fields]
         if len(expanded) > MAX_COLUMNS:
             raise _too_many_columns()
@@ -2038,6 +2046,12 @@ def _function_refusal(name: str) -> Refusal:
 
 def _unsupported(what: str) -> Refusal:
     return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _distinct(names: Sequence[object]) -> None:
+    """Refuse a star over two columns of one name: only by their places could they be told apart."""
+    if len(set(names)) < len(names):
+        raise _unsupported("A star over two columns of one name")
 
 
 def _too_many_columns() -> Refusal:
