@@ -30,11 +30,12 @@ _SCHEMA: Final = "CASE WHEN n.oid = pg_catalog.pg_my_temp_schema() THEN 'pg_temp
 """PostgreSQL understands the alias wherever it looks for a relation or a type."""
 _VISIBLE: Final = "(c.relpersistence <> 't' OR c.relnamespace = pg_catalog.pg_my_temp_schema())"
 _BIG: Final = "::pg_catalog.oid::pg_catalog.int8"
+_NONE: Final = "'0'::pg_catalog.int8"
 
 _RANGE: Final = f"""coalesce(CASE
     WHEN t.typtype = 'r' THEN (SELECT r.rngsubtype{_BIG} FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid)
     WHEN t.typtype = 'm' THEN (SELECT r.rngtypid{_BIG} FROM pg_catalog.pg_range r WHERE r.rngmultitypid = t.oid)
-    END, 0)"""  # noqa: S608
+    END, {_NONE})"""  # noqa: S608
 _RELATIONS: Final = _table(
     f"""FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid >= {FIRST_NORMAL_OID} AND n.nspname !~ '^pg_toast' AND {_VISIBLE}""",
@@ -96,7 +97,7 @@ _TYPES: Final = _table(
     "t.typtype::pg_catalog.text",
     "t.typcategory::pg_catalog.text",
     "t.typispreferred",
-    f"CASE WHEN t.typcategory = 'A' THEN t.typelem{_BIG} ELSE 0 END",
+    f"CASE WHEN t.typcategory = 'A' THEN t.typelem{_BIG} ELSE {_NONE} END",
     f"t.typarray{_BIG}",
     f"t.typbasetype{_BIG}",
     f"t.typrelid{_BIG}",

@@ -790,11 +790,11 @@ def _copied(copy: Any, resolver: Resolver) -> Node:
     var = copy.relation
     schema = var.schemaname or resolver.schema_of(var.relname)
     relation = resolver.catalog.relations.get((schema or "", var.relname))
-    if relation is None or relation.kind != "r" or var.catalogname:
+    if relation is None or relation.kind != "r" or relation.row_security or var.catalogname:
         return None
-    names = [part.string.sval for part in copy.attlist]
-    names = names or [column.name for column in relation.columns if not column.generated]
-    if not names:
+    copied = [column.name for column in relation.columns if not column.generated]
+    names = [part.string.sval for part in copy.attlist] or copied
+    if not names or len(set(names)) < len(names) or not set(names) <= set(copied):
         return None
     if copy.is_from:
         var.schemaname = relation.schema

@@ -1389,6 +1389,7 @@ class Analyzer:
             if kind_of(node) == "a_const":
                 node = fields[node.a_const.ival.ival - 1].node
             if kind_of(node) == "grouping_set":
+                self._without_key(select, scope)
                 return
             if kind_of(node) != "column_ref":
                 continue
@@ -1410,6 +1411,19 @@ class Analyzer:
                 node = pb.Node(column_ref=tree.column(item.name, name).column_ref)
                 select.group_clause.append(node)
                 self._built(select.group_clause[-1])
+
+    def _without_key(self, select: Any, scope: Scope) -> None:
+        """Refuse grouping sets that leave out a column which only a key of its relation could determine."""
+        named = {
+            part.fields[-1].string.sval
+            for node in select.group_clause
+            for part in tree.walk(node)
+            if part.DESCRIPTOR.name == "ColumnRef"
+        }
+        for item, name in dict.fromkeys(self._bare):
+            own = item.kind == "relation" and item in scope.namespace.items
+            if own and name not in named and item.relation is not None and item.relation.unique_keys:
+                raise _unsupported("Grouping sets over a column that is not among them")
 
     def _group_value(self, node: Node, scope: Scope) -> None:
         was, self._in_predicate = self._in_predicate, True
