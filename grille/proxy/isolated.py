@@ -66,13 +66,15 @@ _LOOK_NAME: Final = "grille_look"
 
 
 def _own_messages(text: str, *formats: int) -> bytes:
-    """Messages that run one statement and leave no name behind."""
+    """Messages that run one statement and leave no name behind, also if an earlier one failed before its end."""
     name = _LOOK_NAME
-    messages = Parse(name, text), Bind(name, name, result_formats=formats), Execute(name), Close("P", name)
-    return b"".join(message.encode() for message in (*messages, Close("S", name)))
+    messages = Close("S", name), Parse(name, text), Bind(name, name, result_formats=formats), Execute(name)
+    return b"".join(message.encode() for message in (*messages, Close("P", name), Close("S", name)))
 
 
-_OWN_REQUESTS: Final = (Request.PARSE, Request.BIND, Request.EXECUTE_ANY, Request.CLOSE, Request.CLOSE)
+_OWN_REQUESTS: Final = (
+    Request.CLOSE, Request.PARSE, Request.BIND, Request.EXECUTE_ANY, Request.CLOSE, Request.CLOSE,
+)  # fmt: skip
 _LOOK_MESSAGES: Final = _own_messages(LOOK, 1)
 _SETTINGS: Final = _own_messages(
     "SELECT pg_catalog.concat("

@@ -5,9 +5,10 @@ The policy's answers are scripted; enforcement, pool, recorder and server are th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -19,7 +20,7 @@ from grille.protocols.postgres.messages import Bind, CopyData, CopyDone, Describ
 from grille.proxy import enforcement
 from grille.proxy.isolated import Isolated
 from tests.proxy import test_passthrough
-from tests.proxy.test_passthrough import Client, MakeWorld, World, error, kinds, rows
+from tests.proxy.test_passthrough import MakeWorld, World, error, kinds, rows
 
 make_world = test_passthrough.make_world
 
@@ -473,4 +474,16 @@ async def test_a_changed_relation_is_noticed_by_its_prepared_statement(filtered:
     assert "ST-08" in fields["M"]
 
 
-__all__ = ["Client", "Query"]
+async def test_a_copy_that_fails_leaves_the_session_usable(world: World) -> None:
+    connection = await asyncpg.connect(host="127.0.0.1", port=world.port, user="x", database="y", ssl=False)
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"7\tseven\n"
+        raise ValueError("the source has failed")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="source"):
+            await connection.copy_to_table("t", source=source())
+        assert await connection.fetchval("SELECT count(*) FROM t") == 2
+        await connection.execute("CREATE TEMP TABLE IF NOT EXISTS x (a int)")
+    await connection.close()

@@ -109,6 +109,11 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 
+_NAMED_VALUE: Final = frozenset(
+    {"json_array_elements", "json_array_elements_text", "jsonb_array_elements", "jsonb_array_elements_text"}
+)
+"""The only functions that agents may call whose one column has a name of its own (an OUT parameter)."""
+
 CATALOGUE_READABLE: Final[dict[str, frozenset[str]]] = {
     "pg_type": frozenset(
         "oid typname typnamespace typlen typbyval typtype typcategory typdelim typelem typarray typbasetype typtypmod "
@@ -1023,10 +1028,11 @@ class Analyzer:
         names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
         _own_identifier(alias, *names)
         own = call.func_call.funcname[-1].string.sval
+        column = "value" if own in _NAMED_VALUE else alias or own
         kind = self._catalog.types.get(info.type or 0)
         if kind is None or kind.kind in "cp":
             raise _unsupported("A function in FROM that returns several columns")
-        fields = [Field(alias or own, info.type, None, False)]
+        fields = [Field(column, info.type, None, False)]
         if function.ordinality:
             fields.append(Field("ordinality", INT8, None, False))
         return _namespace_of(Item(alias or own, "function", _renamed(fields, names), arguments=arguments))
@@ -1406,6 +1412,9 @@ class Analyzer:
             if item.kind != "relation" or item not in scope.namespace.items or (item, name) in grouped:
                 continue
             assert item.relation is not None  # noqa: S101
+            if self._resolver.path is not None:
+                # Columns that are named would outlive the key, in a prepared statement for instance.
+                raise _unsupported("A GROUP BY that rests on a key of its relation, in an isolated session,")
             visible = {column.name: f.name for column, f in zip(item.relation.columns, item.fields, strict=True)}
             if any(all((item, visible[part]) in grouped for part in key.columns) for key in item.relation.unique_keys):
                 node = pb.Node(column_ref=tree.column(item.name, name).column_ref)
