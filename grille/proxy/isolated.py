@@ -743,7 +743,7 @@ class Isolated(Passthrough):
 
     def _error_for_client(self, error: ErrorResponse, payload: bytes, shown: Shown | None) -> bytes:
         judged: Judged | None = None if shown is None else shown.judged
-        if judged is not None and judged.governed and missing_setting(error.fields) is not None:
+        if missing_setting(error.fields) is not None:
             self._dirty = True
             changed = Refusal("ST-08", "The database was changed while this statement was under way.", sqlstate="40001")
             return ErrorResponse(refusal_fields(changed)).encode()

@@ -26,6 +26,8 @@ class Share(msgspec.Struct, frozen=True):
     """Of the seven kinds, by control and sentence: why they were not understood."""
     refused: dict[str, int]
     """By control."""
+    catalogue: int
+    """SELECTs that were not understood and name ``pg_catalog``: those of psql for its own commands, for instance."""
     own: int
     """Transaction control, names of the session's own, empty texts, and texts sent in a failed transaction."""
 
@@ -55,6 +57,7 @@ class Share(msgspec.Struct, frozen=True):
         governed, total = self.of_seven
         share = f"{100 * governed / total:.1f}%" if total else "-"
         lines.append(f"| the seven kinds | {total} | {governed} | {total - governed} | {share} |")
+        lines.append(f"| of these, SELECTs that name pg_catalog | - | - | {self.catalogue} | - |")
         others = {k: v for k, v in (Counter(self.governed) + Counter(self.passed)).items() if k not in SEVEN}
         more = sum(count for kind, count in self.governed.items() if kind not in SEVEN)
         lines.append(f"| DDL, utilities and texts that do not parse | {sum(others.values())} | {more} | "
@@ -73,7 +76,7 @@ def share(audit: Path) -> Share:
     passed: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    own = 0
+    own = catalogue = 0
     for event in show(audit):
         if event.kind != "statement" or event.outcome is None or event.outcome.status == "intent":
             continue
@@ -84,8 +87,9 @@ def share(audit: Path) -> Share:
             refused[verdict.control] += 1
         elif verdict.passed:
             passed[verdict.statement] += 1
+            catalogue += verdict.statement == "SELECT" and "pg_catalog." in event.template
             if verdict.statement in SEVEN:
                 reasons[f"{verdict.passed} {_NAMED.sub('...', event.text)}"] += 1
         else:
             governed[verdict.statement] += 1
-    return Share(*(dict(each.most_common()) for each in (governed, passed, reasons, refused)), own)
+    return Share(*(dict(each.most_common()) for each in (governed, passed, reasons, refused)), catalogue, own)

@@ -1894,7 +1894,7 @@ class Analyzer:
         found = self._resolver.type_by_name(names)
         if found is not None and found.oid in REG_TYPES:
             raise Refusal("ST-04", "Object identifier types are not available to agents.")
-        if found is None or found.kind not in "bder":
+        if found is None or found.kind not in "bderm":
             raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
         for modifier in name.typmods:
             if kind_of(modifier) != "a_const":
