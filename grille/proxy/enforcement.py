@@ -437,7 +437,7 @@ class Enforcement:
             try:
                 return await answered(lambda: self._prepare(agent, text, tuple(types), simple))
             except PolicyUnavailable as error:
-                raise _no_answer(error) from None
+                raise no_answer(error) from None
         except Refusal as refusal:
             if refusal.template is None:
                 refusal.template = redacted(text) if len(text) <= self._max_statement else ""
@@ -907,7 +907,7 @@ class Enforcement:
             if isinstance(decision, LoggedDecision):
                 identifier = decision.id
         except (PolicyUnavailable, DecisionError) as error:
-            raise _identified(_no_answer(error), identifier, pdp.revision) from None
+            raise _identified(no_answer(error), identifier, pdp.revision) from None
         try:
             terms, values = self._terms(decision)
         except Refusal as refusal:
@@ -1086,7 +1086,7 @@ def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
     }
 
 
-def _no_answer(error: PolicyUnavailable | DecisionError) -> Refusal:
+def no_answer(error: PolicyUnavailable | DecisionError) -> Refusal:
     return Refusal(
         "AC-02",
         "The policy engine gave no usable answer, so the statement is denied.",

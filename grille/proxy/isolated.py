@@ -24,6 +24,7 @@ from postgast import pg_query_pb2 as pb
 
 from grille.audit.event import Relation, Verdict
 from grille.controls import Refusal
+from grille.policies.pdp import PolicyUnavailable
 from grille.protocols.operation import Operation
 from grille.protocols.postgres import commands, state, tree
 from grille.protocols.postgres.messages import (
@@ -53,7 +54,7 @@ from grille.protocols.postgres.statement import GOVERNED, classify, raw_statemen
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
 from grille.proxy.catalog_own import LOOK, View, view
-from grille.proxy.enforcement import Lru
+from grille.proxy.enforcement import Lru, answered, no_answer
 from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
 from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
 
@@ -267,7 +268,7 @@ class Isolated(Passthrough):
 
     # policy
 
-    def _still_granted(self) -> None:
+    async def _still_granted(self) -> None:
         self._enforcement.still_isolated(self._verdict)
         if self._last_day is not None and dt.datetime.now(dt.UTC) >= self._last_day:
             raise Refusal(
@@ -291,7 +292,7 @@ class Isolated(Passthrough):
         try:
             nodes = self._parsed(message.text)
         except Refusal as refusal:
-            self._judged = self._judge(message, types, None, refusal)
+            self._judged = await self._judge(message, types, unreadable=refusal)
             return
         aborted = self._connection.transaction_status == "E" and not self._left
         may_look = not aborted and any(kind_of(raw.stmt) in _LOOKED_UP for raw in nodes)
@@ -299,12 +300,12 @@ class Isolated(Passthrough):
         if stale and not await self._look(fresh):
             return
         before = self._own
-        self._judged = self._judge(message, types, nodes, aborted=aborted)
+        self._judged = await self._judge(message, types, nodes, aborted=aborted)
         if may_look and not stale and _missing(self._judged):
             # Somebody else may have made it meanwhile.
             judged = self._judged
             if await self._look(fresh) and before is not self._own:
-                judged = self._judge(message, types, self._parsed(message.text), aborted=aborted)
+                judged = await self._judge(message, types, aborted=aborted)
             elif self._judged is not judged:
                 return
             self._judged = judged
@@ -352,7 +353,7 @@ class Isolated(Passthrough):
     def _remembered(self, message: Parse | Query) -> _Text | None:
         if self._stale_or_aborted:
             return None
-        found = self._kept.get((message, self._own))
+        found = self._kept.get(message)
         if found is None or time.monotonic() >= min(each.expires for each in found.judged):
             return None
         return found
@@ -361,24 +362,33 @@ class Isolated(Passthrough):
     def _stale_or_aborted(self) -> bool:
         return self._connection.transaction_status == "E" or self._settings_changed or self._stale
 
-    def _judge(
+    async def _judge(
         self,
         message: Parse | Query,
         types: tuple[int, ...],
-        nodes: list[Any] | None,
-        unreadable: Refusal | None = None,
+        nodes: list[Any] | None = None,
         *,
+        unreadable: Refusal | None = None,
         aborted: bool = False,
     ) -> _Text | Refusal:
+        """What becomes of a text; ``nodes`` are its statements if it has been parsed, and are used up."""
         text = message.text
-        try:
-            if nodes is None:
-                assert unreadable is not None  # noqa: S101
+        parsed = [] if nodes is None else [nodes]
+
+        def work() -> _Text:
+            if unreadable is not None:
                 return _Text(text, [self._pass(text, "", 0, unreadable)])
-            if not isinstance(message, Query) and len(nodes) > 1:
+            statements = parsed.pop() if parsed else self._parsed(text)
+            if not isinstance(message, Query) and len(statements) > 1:
                 several = Refusal("ST-01", "A prepared statement holds exactly one command.", sqlstate="42601")
                 return _Text(text, [self._pass(text, "", 0, several)])
-            judged = _Text(text, self._each(text, nodes, types, aborted=aborted))
+            return _Text(text, self._each(text, statements, types, aborted=aborted))
+
+        try:
+            try:
+                judged = await answered(work)
+            except PolicyUnavailable as error:
+                raise no_answer(error) from None
         except Refusal as refusal:
             if refusal.template is None:
                 refusal.template = redacted(text)
@@ -386,7 +396,7 @@ class Isolated(Passthrough):
                 refusal.position = len(text.encode()[: refusal.location].decode(errors="replace")) + 1
             return refusal
         if not aborted and all(each.governed and not each.name for each in judged.judged):
-            self._kept.put((message, self._own), judged, len(text))
+            self._kept.put(message, judged, len(text))
         return judged
 
     def _each(self, text: str, nodes: Sequence[Any], types: tuple[int, ...], *, aborted: bool) -> list[Judged]:
@@ -611,9 +621,12 @@ class Isolated(Passthrough):
             self._looked = None
         if raw:
             try:
-                self._own = view(raw, built_in, self._enforcement.functions)
+                seen = view(raw, built_in, self._enforcement.functions)
             except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
                 self._connection.broken(f"the catalogue cannot be read: {type(error).__name__}")
+            if seen is not self._own:
+                self._own = seen
+                self._kept.clear()
             self._dirty, self._changes_seen = False, changes
             if self._pristine and not self._own.temporary:
                 until = time.monotonic() + self._poll

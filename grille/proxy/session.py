@@ -413,7 +413,7 @@ class Session:
     async def _isolate(self, version: int, parameters: Mapping[str, str]) -> None:
         """Make sure that an isolated session can begin.  Raises `Refusal` (fatal)."""
         try:
-            if self._enforcement.may_pass(self.agent, "SET", "ID-04") is None:
+            if await enforcement.answered(lambda: self._enforcement.may_pass(self.agent, "SET", "ID-04")) is None:
                 accept(version, parameters)
             try:
                 self._enforcement.built_in()

@@ -5,6 +5,7 @@ The policy's answers are scripted; enforcement, pool, recorder and server are th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from grille.audit.event import Event
 from grille.policies.decision import CachePolicy, ColumnObligation, Decision, FieldFilter, Limits
-from grille.policies.pdp import PolicyUnavailable
+from grille.policies.pdp import PolicyUnavailable, Unanswered
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.messages import Bind, CopyData, CopyDone, Describe, Execute, Flush, Parse, Query, Sync
 from grille.proxy import enforcement
@@ -267,6 +268,26 @@ async def test_a_policy_that_fails_lets_nothing_pass(world: World, monkeypatch: 
 
     monkeypatch.setattr(world.policies, "decide", fail)
     assert "ST-05" in error(await client.query("SET jit = off"))["M"]
+
+
+async def test_an_engine_that_answers_later_is_waited_for(filtered: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await filtered.client()
+    decide = filtered.policies.decide
+    asked: set[bytes] = set()
+
+    def later(document: bytes) -> Decision:
+        if document not in asked:
+            asked.add(document)
+            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            answer.get_loop().call_soon(answer.set_result, None)
+            raise Unanswered(answer)
+        return decide(document)
+
+    monkeypatch.setattr(filtered.policies, "decide", later)
+    assert rows(await client.query("SET jit = off; SELECT id FROM t")) == []
+    assert rows(await client.query("BEGIN; SELECT id FROM secret ORDER BY id; COMMIT")) == [(b"1",), (b"3",)]
+    assert "AC-01" in error(await client.query("SELECT id FROM hidden"))["M"]
+    assert len(asked) == 5
 
 
 async def test_a_text_that_cannot_be_parsed_has_no_tag(world: World) -> None:

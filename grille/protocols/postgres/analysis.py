@@ -1391,11 +1391,15 @@ class Analyzer:
     def _extend_group(self, select: Any, scope: Scope, fields: Sequence[Field]) -> None:
         """GROUP BY a key allows the relation's other columns; over a sub-select they must be named (review, 3)."""
         grouped: set[tuple[Item, str]] = set()
+        if self._resolver.path is not None:
+            # Columns that are named would outlive the key, in a prepared statement for instance.
+            self._without_key(select, scope, fields)
+            return
         for node in select.group_clause:
             if kind_of(node) == "a_const":
                 node = fields[node.a_const.ival.ival - 1].node
             if kind_of(node) == "grouping_set":
-                self._without_key(select, scope)
+                self._without_key(select, scope, fields)
                 return
             if kind_of(node) != "column_ref":
                 continue
@@ -1412,27 +1416,31 @@ class Analyzer:
             if item.kind != "relation" or item not in scope.namespace.items or (item, name) in grouped:
                 continue
             assert item.relation is not None  # noqa: S101
-            if self._resolver.path is not None:
-                # Columns that are named would outlive the key, in a prepared statement for instance.
-                raise _unsupported("A GROUP BY that rests on a key of its relation, in an isolated session,")
             visible = {column.name: f.name for column, f in zip(item.relation.columns, item.fields, strict=True)}
             if any(all((item, visible[part]) in grouped for part in key.columns) for key in item.relation.unique_keys):
                 node = pb.Node(column_ref=tree.column(item.name, name).column_ref)
                 select.group_clause.append(node)
                 self._built(select.group_clause[-1])
 
-    def _without_key(self, select: Any, scope: Scope) -> None:
-        """Refuse grouping sets that leave out a column which only a key of its relation could determine."""
-        named = {
-            part.fields[-1].string.sval
-            for node in select.group_clause
-            for part in tree.walk(node)
-            if part.DESCRIPTOR.name == "ColumnRef"
-        }
+    def _without_key(self, select: Any, scope: Scope, fields: Sequence[Field]) -> None:
+        """Refuse a grouping that leaves out a column which only a key of its relation could determine."""
+        if not select.group_clause:
+            return
+        named = set()
+        for node in select.group_clause:
+            outputs: list[Field] = []
+            if kind_of(node) == "a_const":
+                outputs = list(fields[node.a_const.ival.ival - 1 :][:1])
+            elif kind_of(node) == "column_ref":
+                outputs = [f for f in fields if f.name == node.column_ref.fields[-1].string.sval]
+            for expression in (node, *(f.node for f in outputs if f.node is not None)):
+                named |= {
+                    part.fields[-1].string.sval for part in tree.walk(expression) if part.DESCRIPTOR.name == "ColumnRef"
+                }
         for item, name in dict.fromkeys(self._bare):
             own = item.kind == "relation" and item in scope.namespace.items
             if own and name not in named and item.relation is not None and item.relation.unique_keys:
-                raise _unsupported("Grouping sets over a column that is not among them")
+                raise _unsupported("A column that is neither grouped nor aggregated, but for a key,")
 
     def _group_value(self, node: Node, scope: Scope) -> None:
         was, self._in_predicate = self._in_predicate, True
