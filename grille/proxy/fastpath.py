@@ -582,6 +582,8 @@ class Lane:
                     if found is None:
                         return _SLOW
                     ready, values = found
+                    if ready.plan is not None and len(values or ()) != ready.plan.client_parameters:
+                        return _SLOW
                     item = Item(ready, text, (), values or ())
                     item.simple = item.describe = True
                     if ready.plan is not None and not self._bind(item, (), ()):
