@@ -48,8 +48,8 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.reltype,
        ARRAY(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno)::bigint[],
        EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
        EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
-       coalesce((SELECT encode(sha256(convert_to(r.ev_action::text, 'UTF8')), 'hex') FROM pg_catalog.pg_rewrite r
-                 WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'), ''),
+       CASE WHEN c.relkind IN ('v', 'm') THEN encode(sha256(convert_to(pg_get_viewdef(c.oid), 'UTF8')), 'hex')
+            ELSE '' END,
        c.relrowsecurity
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_toast' AND n.nspname <> 'information_schema'
@@ -58,7 +58,23 @@ ORDER BY c.oid
 """
 _COLUMNS = """
 SELECT a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attgenerated::text,
-       a.attcollation
+       a.attcollation,
+       ARRAY(SELECT concat_ws('.', n.nspname, r.relname, b.attname)
+             FROM (SELECT d.refobjid AS relation, d.refobjsubid AS number
+                   FROM pg_catalog.pg_attrdef e JOIN pg_catalog.pg_depend d
+                        ON (d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = e.oid)
+                        OR (d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = e.adrelid
+                            AND d.objsubid = e.adnum)
+                   WHERE a.attgenerated <> '' AND e.adrelid = a.attrelid AND e.adnum = a.attnum
+                     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid NOT IN (0, a.attnum)
+                   UNION
+                   SELECT k.confrelid, p.confkey
+                   FROM pg_catalog.pg_constraint k, unnest(k.conkey, k.confkey) p(conkey, confkey)
+                   WHERE k.contype = 'f' AND k.conrelid = a.attrelid AND p.conkey = a.attnum) s
+                  JOIN pg_catalog.pg_attribute b ON b.attrelid = s.relation AND b.attnum = s.number
+                  JOIN pg_catalog.pg_class r ON r.oid = s.relation
+                  JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+             ORDER BY 1)
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
 ORDER BY a.attrelid, a.attnum
@@ -161,7 +177,9 @@ async def read_catalog(connection: asyncpg.Connection) -> Catalog:
 def _snapshot(system: str, version: int, name: str, rows: dict[str, list[asyncpg.Record]]) -> Catalog:
     columns: dict[int, list[Column]] = {}
     for row in rows["columns"]:
-        columns.setdefault(row[0], []).append(Column(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]))
+        columns.setdefault(row[0], []).append(
+            Column(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], tuple(row[9]))
+        )
     keys: dict[int, list[UniqueKey]] = {}
     for row in rows["keys"]:
         keys.setdefault(row[0], []).append(UniqueKey(row[1], tuple(row[2]), tuple(row[3])))

@@ -183,8 +183,10 @@ class BuiltIn:
             found = self._objects[key] = kind(*row)
         return found
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, hidden: frozenset[str] = frozenset()) -> None:
         self.catalog = catalog
+        self.hidden = hidden
+        """Relations (``schema.name``) that are not available: their definition is not the one that was approved."""
         self._objects: dict[object, Any] = {}
         self.before_16 = catalog.server_version < 160_000
         self.views: dict[bytes, View] = {}
@@ -211,6 +213,7 @@ class View:
         catalog = built_in.catalog
         make = built_in.made
         own_relations, others = _relations(relations, parents, columns, keys, make)
+        own_relations = {key: item for key, item in own_relations.items() if ".".join(key) not in built_in.hidden}
         code_key = msgspec.json.encode(code)
         like = built_in.like.get(code_key)
         if like is None:

@@ -14,6 +14,8 @@ from grille.controls import Refusal
 from grille.policies.bundle import BundleReadError, read
 from grille.policies.wasm import BundleError, WasmEngine
 from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.definitions import definitions_of
+from grille.protocols.postgres.purity import normal_signature
 from grille.proxy import keys
 from grille.proxy.catalog import connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
@@ -223,11 +225,27 @@ async def _database(database: Database, report: Report) -> Catalog | None:
 
 def _functions(database: Database, catalog: Catalog, report: Report) -> None:
     known = {f"{function.schema}.{function.name}" for function in catalog.functions.values()}
+    found = dict(definitions_of(catalog))
     for routine in database.functions:
+        digest = found.get(normal_signature(routine))
         if routine.partition("(")[0] not in known:
             report.fail(
                 f"function {routine}", f"is not in {database.name}", "Correct databases.functions, or create it."
             )
+        elif digest is not None and routine not in database.definitions:
+            report.ok(f"function {routine}", f"definition {digest}")
+    for name in database.definitions:
+        digest = found.get(normal_signature(name) or name)
+        if digest is None:
+            report.fail(f"definition {name}", f"is not in {database.name}", "Correct databases.definitions.")
+        elif digest != database.definitions[name].lower():
+            report.fail(
+                f"definition {name}",
+                f"is {digest}, which is not the approved one: nobody may use it",
+                "Look at what it does now; then write this value in databases.definitions.",
+            )
+        else:
+            report.ok(f"definition {name}", "as approved")
 
 
 def _columns(config: Config, catalogs: Sequence[Catalog], databases: int, report: Report) -> None:

@@ -118,6 +118,9 @@ class Database(_Section, frozen=True, kw_only=True):
     """How often the catalogue is looked at for DDL."""
     functions: tuple[str, ...] = ()
     """Routines outside pg_catalog that agents may call: ``schema.name(type,type)``."""
+    definitions: dict[str, str] = {}
+    """SHA-256 of the definition of a view (``schema.view``) or listed routine (``schema.name(type,type)``) as it was
+    approved.  While the database has another definition, nobody may use it; ``grille check`` prints which it has."""
     passthrough: bool = False
     """Let the policy give agents sessions that are carried unchanged: no row filter, mask or limit applies to them, and
     all that the role may do, they may.  Each holds one connection of the pool for its whole life."""

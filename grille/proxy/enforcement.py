@@ -41,10 +41,11 @@ from grille.policies.pdp import (
 )
 from grille.protocols.operation import NotUnderstood, Operation
 from grille.protocols.postgres import lexer
-from grille.protocols.postgres.analysis import Analysis, Sensitive, placed, unavailable_relation
+from grille.protocols.postgres.analysis import Analysis, Sensitive, placed, unavailable_relation, with_sources
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.commands import SessionCommand
-from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres.definitions import redefined
+from grille.protocols.postgres.purity import Purity, normal_signature
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.rewrite import (
     ColumnTerms,
@@ -293,6 +294,7 @@ class Enforcement:
         provider: TokenProvider,
         sensitive: Mapping[str, Sensitive],
         functions: Sequence[str] = (),
+        definitions: Mapping[str, str] | None = None,
         passthrough: bool = False,
         max_statement: int = 65_536,
         decision_entries: int = 100_000,
@@ -300,13 +302,14 @@ class Enforcement:
         self._catalog = catalog
         self._pdp = pdp
         self._provider = provider
-        self._sensitive = dict(sensitive)
-        self._by_relation: dict[str, dict[str, Sensitive]] = {}
-        for key, value in self._sensitive.items():
-            relation, _, column = key.rpartition(".")
-            self._by_relation.setdefault(relation, {})[column] = value
-        self.functions = tuple(functions)
-        """Routines outside pg_catalog that the configuration lists."""
+        self._configured = dict(sensitive)
+        self._sensitive: dict[str, Sensitive] = {}
+        self._by_relation: dict[str, list[str]] = {}
+        self._listed = tuple(functions)
+        self._definitions = dict(definitions or {})
+        self._redefined: frozenset[str] = frozenset()
+        self.functions: tuple[str, ...] = ()
+        """Routines outside pg_catalog that the configuration lists, and that are as they were approved."""
         self.changes = 0
         """Counts what isolated sessions have committed that others may have to look after."""
         self._built_in: BuiltIn | None = None
@@ -687,9 +690,10 @@ class Enforcement:
 
     def built_in(self) -> BuiltIn:
         """The part of the snapshot in force that is the server's own.  Raises `Refusal` ST-08 before there is one."""
+        self._follow_catalog()
         catalog = self._catalog()
         if self._built_in is None or self._built_in.catalog is not catalog:
-            self._built_in = BuiltIn(catalog)
+            self._built_in = BuiltIn(catalog, self._redefined)
         return self._built_in
 
     def govern(
@@ -759,9 +763,19 @@ class Enforcement:
     def _follow_catalog(self) -> None:
         catalog = self._catalog()
         if catalog.epoch != self._epoch:
+            self._epoch = catalog.epoch
+            changed = self._redefined = redefined(catalog, self._definitions)
+            if changed:
+                relations = {key: value for key, value in catalog.relations.items() if ".".join(key) not in changed}
+                catalog = msgspec.structs.replace(catalog, relations=relations)
+            self.functions = tuple(name for name in self._listed if normal_signature(name) not in changed)
             self._resolver = Resolver(catalog, self.functions)
             self._purity = Purity(catalog, self.functions)
-            self._epoch = catalog.epoch
+            self._sensitive = with_sources(self._configured, catalog)
+            self._by_relation = {}
+            for key in self._sensitive:
+                relation, _, column = key.rpartition(".")
+                self._by_relation.setdefault(relation, []).append(column)
             for cache in (self.texts, self.decisions, self.plans):
                 cache.clear()
 
@@ -932,7 +946,7 @@ class Enforcement:
         for relation, row_filter in sorted(decision.filters.items()):
             condition = None if row_filter is True else _condition(row_filter, relation, values)
             columns = {}
-            for column in self._by_relation.get(relation, {}):
+            for column in self._by_relation.get(relation, ()):
                 obligation = decision.columns.get(f"{relation}.{column}")
                 if obligation is None:
                     columns[column] = ColumnTerms(f"mask:{masking.DEFAULT}", False, False)

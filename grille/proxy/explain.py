@@ -85,6 +85,7 @@ async def _explain(
             for column in config.columns
         },
         functions=database.functions,
+        definitions=database.definitions,
         max_statement=config.listener.max_statement_bytes,
     )
     print(f"agent       {agent.spiffe_id} -> database {agent.database}")

@@ -806,10 +806,12 @@ class Lane:
     @staticmethod
     def _may_write(item: Item) -> bool:
         """False for what cannot run again, and may have to: a write that may still be refused when it has run, or that
-        returns rows, and a read that is not pure."""
+        returns rows, and a read that is not pure; and for what may leave something in its session."""
         plan = item.plan
         if plan is None or not plan.writes:
             return plan is None or plan.pure
+        if plan.stateful:
+            return False
         return not (may_refuse(item.ready.prepared) or plan.returns_rows)
 
     def _enter(self, items: list[Item]) -> bool:

@@ -366,6 +366,8 @@ class Relay:
         if sync:
             expectations.append(Expectation(Request.SYNC, item=len(steps)))
         requests += _SYNC if sync else _FLUSH
+        if any(step.plan is not None and step.plan.stateful for step in steps):
+            connection.dirty = True
         self._refusal = None
         self._timed_out = None
         self.running = True

@@ -327,6 +327,7 @@ class Worker:
                     provider=self._provider,
                     sensitive=sensitive,
                     functions=database.functions,
+                    definitions=database.definitions,
                     passthrough=database.passthrough,
                     max_statement=config.listener.max_statement_bytes,
                     decision_entries=config.policy.cache_entries,

@@ -110,7 +110,7 @@ from grille.proxy.startup import (
     refuse_setting,
 )
 from grille.proxy.stream import ByteStream
-from grille.proxy.upstream import UpstreamConnection, UpstreamLost
+from grille.proxy.upstream import PINNED, UpstreamConnection, UpstreamLost
 
 log = logging.getLogger("grille.session")
 
@@ -1031,11 +1031,14 @@ class Session:
             self._entered = True
         quotas.count(self.agent.spiffe_id, limits)
 
-    def _queue_execute(self, portal: Portal, max_rows: int) -> None:
+    def _queue_execute(self, portal: Portal, max_rows: int) -> Step:
         run = Run(portal)
         self.relay.runs.append(run)
         step = Step(Kind.EXECUTE, plan=portal.plan, portal=portal, run=run, max_rows=max_rows)
         self._steps.append(step)
+        if portal.plan is not None and portal.plan.stateful:
+            self._queue_setting("search_path", PINNED["search_path"], local=False)
+        return step
 
     async def _segment(self, *, sync: bool) -> bool:
         """Send what is queued.  False if something failed; the client is told then, and the unit with it.
@@ -1573,8 +1576,7 @@ class Session:
         self._enter(query)
         undo = self._put(self.portals, command.name, cursor)
         self._step(Step(Kind.BIND, plan=query.plan, portal=query, visible=False))
-        self._queue_execute(query, 0)
-        self._steps[-1].undo = undo
+        self._queue_execute(query, 0).undo = undo
 
     def _close_cursor(self, name: str) -> None:
         self._cursor(name)
@@ -1700,6 +1702,9 @@ class Session:
         connection = self.relay.connection
         if connection is not None:
             connection.unpin(name)
+        self._queue_setting(name, value, local=local)
+
+    def _queue_setting(self, name: str, value: str, *, local: bool) -> None:
         wire = ((0, 0, 0), (name.encode(), value.encode(), b"t" if local else b"f"))
         portal = Portal(_NOTHING, _local(None), wire=wire)
         self._step(Step(Kind.BIND, plan=_SET_CONFIG, portal=portal, visible=False))

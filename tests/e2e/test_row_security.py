@@ -217,3 +217,58 @@ def test_hidden_rows_reach_no_leaky_expression(bench: Bench) -> None:
         "SELECT count(*) FROM (SELECT 1 / (id - 1) AS d FROM customers UNION ALL SELECT 1) u WHERE u.d > 0",
     ):
         assert "error" not in bench.run_grille(sql), sql
+
+
+GUARD = '"grille:ok1" IS NOT FALSE'
+
+
+def _plan_text(bench: Bench, sql: str, types: tuple[int, ...] = ()) -> str:
+    (prepared,) = asyncio.run(bench.enforcement.prepare(bench.agent, sql, types))
+    assert prepared.plan is not None
+    return str(prepared.plan.sql)
+
+
+@pytest.mark.parametrize(
+    ("condition", "types"),
+    [
+        ("(id = 1) = (1 / (current_date - current_date) > 0)", ()),
+        ("since > current_date - 2147483647", ()),
+        ("(id = 1) = ('abc'::text::date IS NULL)", ()),
+        ("(id = 1) = (timestamptz '2020-01-01' + interval '1 day' IS NULL)", ()),
+        ("(id = 1) = (age(date '5874897-12-31', date '2020-01-01') IS NULL)", ()),
+        ("id = 1 / $1::int", ()),
+        ("since = $1::date", (25,)),
+        ("balance = $1::numeric(3,0)", ()),
+        ("(id = 1) = EXISTS (SELECT 1 FROM branches WHERE 1 / length(city) > 0)", ()),
+        ("(id = 1 OR EXISTS (SELECT 1 FROM branches b WHERE b.id = branch AND 1 / length(b.city) > 0))", ()),
+        ("EXISTS (SELECT count(*) FROM branches b WHERE b.id = branch HAVING count(*) > 0)", ()),
+        ("(branch IN (SELECT id FROM branches WHERE 1 / length(city) > 0)) IS TRUE", ()),
+        ("branch <> ALL (SELECT id FROM branches WHERE 1 / length(city) > 0)", ()),
+    ],
+)  # fmt: skip
+def test_what_may_raise_waits_for_the_filter(bench: Bench, condition: str, types: tuple[int, ...]) -> None:
+    """An error that a row provokes tells that the row is there, also if no column is in what raises it."""
+    assert GUARD in _plan_text(bench, f"SELECT id FROM customers WHERE {condition}", types)
+
+
+@pytest.mark.parametrize(
+    ("condition", "types"),
+    [
+        ("id = 1 + 1", ()),
+        ("id = $1", (20,)),
+        ("id = $1::int", ()),
+        ("id = $1::bigint", (23,)),
+        ("balance > $1", (23,)),
+        ("since = $1::date", ()),
+        ("since >= current_date", ()),
+        ("id = ANY ($1::int[])", ()),
+        ("id IN ($1, $2, 3)", ()),
+        ("(id = 1 OR EXISTS (SELECT 1 FROM branches b WHERE b.id = branch))", ()),
+        ("branch IN (SELECT id FROM branches WHERE length(city) > 3)", ()),
+        ("EXISTS (SELECT 1 FROM branches b WHERE b.id = branch AND length(b.city) > 3)", ()),
+        ("NOT EXISTS (SELECT * FROM branches b WHERE b.id = branch AND lower(b.city) = 'x')", ()),
+    ],
+)  # fmt: skip
+def test_what_cannot_raise_keeps_its_place(bench: Bench, condition: str, types: tuple[int, ...]) -> None:
+    """A guard would take the index, or the join, away."""
+    assert GUARD not in _plan_text(bench, f"SELECT id FROM customers WHERE {condition}", types)

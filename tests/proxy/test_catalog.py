@@ -326,3 +326,38 @@ async def test_the_connection_uses_tls_and_checks_the_host(tmp_path: Path) -> No
         for wrong in ({"ca": tmp_path / "other.pem"}, {"host": "localhost"}):
             with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
                 await connect(settings(**wrong))
+
+
+async def test_where_a_column_s_values_come_from(server: Cluster, fresh_database: Callable[[Cluster], str]) -> None:
+    """Generated columns, through each other's expressions, and foreign keys, column by column."""
+    name = fresh_database(server)
+    run(
+        server,
+        name,
+        "CREATE TABLE a (id int, mail text, other text, UNIQUE (id, mail), "
+        "lower text GENERATED ALWAYS AS (lower(mail)) STORED, pair text GENERATED ALWAYS AS (mail || other) STORED, "
+        "fixed int GENERATED ALWAYS AS (1 + 1) STORED)",
+        "CREATE TABLE b (key int, receiver text, own text, FOREIGN KEY (receiver, key) REFERENCES a (mail, id))",
+    )
+    with psycopg.connect(server.dsn(name)) as owner:
+        newest = owner.info.server_version >= 180000
+    if newest:
+        run(server, name, "ALTER TABLE a ADD COLUMN virtual text GENERATED ALWAYS AS (upper(other)) VIRTUAL")
+    connection = await connect(database(server, name))
+    try:
+        catalog = await read_catalog(connection)
+    finally:
+        await connection.close()
+    found = {
+        f"{table}.{column.name}": column.sources
+        for table in "ab"
+        for column in catalog.relations["public", table].columns
+        if column.sources
+    }
+    virtual = {"a.virtual": ("public.a.other",)} if newest else {}
+    assert found == virtual | {
+        "a.lower": ("public.a.mail",),
+        "a.pair": ("public.a.mail", "public.a.other"),
+        "b.key": ("public.a.id",),
+        "b.receiver": ("public.a.mail",),
+    }

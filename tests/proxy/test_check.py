@@ -286,6 +286,23 @@ async def test_a_role_that_may_not_connect(over_tls: Setting, remote: tuple[Clus
     assert failed.endswith("Let pg_hba.conf accept role stranger from here, by scram-sha-256 or cert.")
 
 
+async def test_definitions_are_compared_and_told(setting: Setting) -> None:
+    setting.sql("CREATE FUNCTION rate(int) RETURNS int LANGUAGE sql AS 'SELECT $1'")
+    listed = 'functions = ["public.rate(integer)"]\n'
+    _, lines = await setting.check(("role = ", listed + "role = "))
+    (told,) = [line for line in lines if line.startswith("OK   function public.rate(integer): definition ")]
+    digest = told.rpartition(" ")[2]
+    for written, wanted in (
+        (digest, "OK   definition public.rate(integer): as approved"),
+        ("0" * 64, f"FAIL definition public.rate(integer): is {digest}, which is not the approved one"),
+    ):
+        approved = f'definitions = {{ "public.rate(integer)" = "{written}", "public.no_view" = "00" }}\n'
+        status, lines = await setting.check(("role = ", listed + approved + "role = "))
+        assert any(line.startswith(wanted) for line in lines), lines
+        assert any(line.startswith("FAIL definition public.no_view: is not in ") for line in lines)
+        assert status == 1
+
+
 async def test_passthrough_is_a_loud_warning(setting: Setting) -> None:
     status, lines = await setting.check(("role = ", "passthrough = true\nrole = "))
     assert status == 0

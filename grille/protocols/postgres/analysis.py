@@ -52,6 +52,14 @@ _DATED: Final = re.compile(r"\d|now|today|tomorrow|yesterday", re.IGNORECASE)
 _UNDATED_CATEGORIES: Final = frozenset("BEINSTUV")
 """pg_type.typcategory: boolean, enum, network, numeric, string, timespan, user-defined, bit string."""
 
+_TOTAL_CASTS: Final = frozenset(
+    {(21, target) for target in (23, 20, 700, 701, 1700)}
+    | {(23, target) for target in (20, 700, 701, 1700)}
+    | {(20, target) for target in (700, 701, 1700)}
+    | {(700, 701), (19, 25), (BPCHAR, TEXT), (BPCHAR, VARCHAR)}
+)
+"""Conversions that run code and cannot raise: a number to a wider type, a name or padded text to text."""
+
 _LEAVES: Final = frozenset({"Node", "String", "A_Star", "Integer", "Float", "Boolean", "BitString"})
 """Messages without a part that could be evaluated."""
 
@@ -144,6 +152,25 @@ class Sensitive(msgspec.Struct, frozen=True):
     transformation: str | None
     """Stored tokenized under this transformation; None: stored clear, masked in SQL."""
     token_domain: str | None
+
+
+def with_sources(configured: Mapping[str, Sensitive], catalog: Catalog) -> dict[str, Sensitive]:
+    """`configured`, and every column that repeats one of these or is computed from it (`Column.sources`).
+
+    What those hold is not told: they are masked, and not written, unless the decision says otherwise.
+    """
+    known = dict(configured)
+    columns = {
+        f"{relation.schema}.{relation.name}.{column.name}": column.sources
+        for relation in catalog.relations.values()
+        for column in relation.columns
+        if column.sources
+    }
+    while True:
+        more = {name for name, of in columns.items() if name not in known and not known.keys().isdisjoint(of)}
+        if not more:
+            return known
+        known.update(dict.fromkeys(more, Sensitive(None, None)))
 
 
 class Label(msgspec.Struct, frozen=True):
@@ -250,6 +277,8 @@ class Cte:
     node: Any
     fields: list[Field]
     inner: list[Item]
+    raises: bool = False
+    """Evaluating it may raise."""
 
 
 @dataclass(slots=True)
@@ -339,6 +368,8 @@ class Analysis:
         query, the catalogue, or a function of the database's own that may read tables."""
         self.impure = False
         """It runs, or may run, code of the database's own that is volatile or that the snapshot does not hold."""
+        self.stateful = False
+        """It runs a volatile function of the database's own, which may leave settings or locks in its session."""
         self.aggregated = False
         """The outermost SELECT has an aggregate or window function."""
         self.dated = False
@@ -355,6 +386,8 @@ class _Info:
     label: Label | None = None
     leakproof: bool = True
     constant: bool = False
+    """PostgreSQL evaluates it while planning: literals and immutable code over them.  An error shows then, whatever the
+    rows are.  A parameter or ``current_date`` is no constant: code over them may run, and raise, for each row."""
 
 
 class Analyzer:
@@ -396,6 +429,10 @@ class Analyzer:
         self._in_qual = False
         self._in_predicate = False
         self._volatile_seen = False
+        self._raising = 0
+        """How many expressions so far may raise an error when they are evaluated."""
+        self._joined: Any = None
+        """The SubLink that is a conjunct of WHERE by itself: PostgreSQL may make a join of it."""
         self._outermost = True
         """Not within FROM or WITH: an aggregate here may be the outermost SELECT's."""
         self._bare: list[tuple[Item, str]] = []
@@ -552,7 +589,7 @@ class Analyzer:
                 hint="Name at least one column or constant.",
             )
         if select.HasField("where_clause"):
-            self._qual(select.where_clause, scope, binds=scope.namespace.items)
+            self._qual(select.where_clause, scope, binds=scope.namespace.items, where=True)
         bare, self._bare = self._bare, []
         fields = [self._output(target.res_target, scope) for target in select.target_list]
         outputs, self._bare = self._bare, []
@@ -610,7 +647,7 @@ class Analyzer:
             for index, cell in enumerate(row.list.items):
                 info = self._expression(cell, scope)
                 self._unlabelled(cell, info)
-                plain[index] = plain[index] and info.constant
+                plain[index] = plain[index] and (info.constant or kind_of(cell) == "param_ref")
         return [Field(f"column{index + 1}", None, None, known) for index, known in enumerate(plain)]
 
     def _with(self, clause: Any, scope: Scope) -> list[Item]:
@@ -635,11 +672,12 @@ class Analyzer:
                 arm, arm_inner = self._dry_run(select.larg, scope)
                 fields = _renamed([Field(f.name, f.type, f.label, False) for f in arm], names)
                 query_scope = Scope(scope, Namespace(), {cte.ctename: Cte(cte, fields, arm_inner)})
+            raising = self._raising
             fields, below = self._select(select, query_scope)
             _name_outputs(select, fields)
             recursive = query_scope is not scope
             visible = [Field(f.name, f.type, f.label, f.plain and not recursive) for f in fields]
-            scope.ctes[cte.ctename] = Cte(cte, _renamed(visible, names), below)
+            scope.ctes[cte.ctename] = Cte(cte, _renamed(visible, names), below, raises=self._raising > raising)
             inner += below
         return inner
 
@@ -741,7 +779,7 @@ class Analyzer:
         for node in update.from_clause:
             scope.namespace.add(self._from(node, scope))
         if update.HasField("where_clause"):
-            self._qual(update.where_clause, scope, binds=scope.namespace.items)
+            self._qual(update.where_clause, scope, binds=scope.namespace.items, where=True)
         names = self._assignments(update.target_list, item, scope)
         self._written(item, "update", names)
         self._returning(update, scope)
@@ -757,7 +795,7 @@ class Analyzer:
         for node in delete.using_clause:
             scope.namespace.add(self._from(node, scope))
         if delete.HasField("where_clause"):
-            self._qual(delete.where_clause, scope, binds=scope.namespace.items)
+            self._qual(delete.where_clause, scope, binds=scope.namespace.items, where=True)
         self._returning(delete, scope)
         self._result.sites.append(WriteSite(delete, "delete", item, (), delete.HasField("returning_clause")))
 
@@ -887,6 +925,7 @@ class Analyzer:
         if not var.schemaname and not var.catalogname:
             cte = scope.cte(var.relname)
             if cte is not None:
+                self._raising += cte.raises
                 fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in cte.fields], names)
                 return _namespace_of(Item(alias or var.relname, "derived", fields, inner=cte.inner, cte=cte.node))
         if self._resolver.path is None and self._schema(var) == "pg_catalog":
@@ -902,6 +941,7 @@ class Analyzer:
             raise Refusal("ST-06", f"A statement reads at most {MAX_RELATIONS} relations.", sqlstate="54000")
         self._result.items.append(item)
         self._result.impure = self._result.impure or relation.kind == "v" or relation.row_security
+        self._raising += relation.kind == "v"
         self._result.sites.append(RelationSite(item))
         return _namespace_of(item)
 
@@ -1152,6 +1192,8 @@ class Analyzer:
 
     def _find_item(self, parts: Sequence[str], scope: Scope) -> Item:
         name = parts[-1]
+        if len(parts) > 3 or (len(parts) == 3 and parts[0] != self._catalog.database):
+            raise unavailable_relation(".".join(parts))
         level: Scope | None = scope
         while level is not None:
             found = [item for item in level.namespace.items if item.name == name]
@@ -1219,20 +1261,22 @@ class Analyzer:
         *,
         grouped: Literal["", "having", "full"] = "",
         binds: Sequence[Item] = (),
+        where: bool = False,
     ) -> None:
         """A condition of WHERE, ON or HAVING: each conjunct is classified on its own.
 
-        `binds`: the items of which it removes rows before they are read further.
+        `binds`: the items of which it removes rows before they are read further; `where`: it is of WHERE.
         """
         if kind_of(node) == "bool_expr" and node.bool_expr.boolop == pb.AND_EXPR:
             self._closed(node.bool_expr)
             for part in node.bool_expr.args:
-                self._qual(part, scope, grouped=grouped, binds=binds)
+                self._qual(part, scope, grouped=grouped, binds=binds, where=where)
             return
         outer, self._references = self._references, {}
         was_volatile, self._volatile_seen = self._volatile_seen, False
         was, self._in_predicate = self._in_predicate, True
         was_qual, self._in_qual = self._in_qual, True
+        self._joined = _sub_link_alone(node) if where else None
         info = self._expression_bool(node, scope)
         self._in_predicate, self._in_qual = was, was_qual
         if info.leakproof:
@@ -1553,6 +1597,7 @@ class Analyzer:
             message = getattr(node, kind)
             self._closed(message)
             info: _Info = method(node, message, scope)
+            self._raising += not info.leakproof
             return info
         except Refusal as refusal:
             placed(refusal, location)
@@ -1572,7 +1617,7 @@ class Analyzer:
             raise Refusal("ST-01", f"There is no parameter ${number}.", sqlstate="42P02")
         self._result.parameters.setdefault(number, []).append("")
         known = self._parameter_types[number - 1] if number <= len(self._parameter_types) else 0
-        return _Info(known or UNKNOWN, None, True, True)
+        return _Info(known or UNKNOWN, None, True)
 
     def _bool_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
         infos = self._all(message.args, scope)
@@ -1651,7 +1696,7 @@ class Analyzer:
             else:
                 applied = self._applied(name, left, info, BOOL)
                 leakproof = leakproof and applied.leakproof
-                constant = constant and info.constant
+                constant = constant and applied.constant
         return _Info(BOOL, None, leakproof, constant)
 
     def _token_equality(self, left_node: Node, left: _Info, right_node: Node, right: _Info) -> None:
@@ -1731,8 +1776,15 @@ class Analyzer:
         for candidate in candidates:
             if not self._purity.pure(candidate.function):
                 raise Refusal("ST-04", f'Operator "{name}" is not on the list of operators that agents may use.')
+            self._converted(left, candidate.left)
+            self._converted(right, candidate.right)
         leakproof = right.leakproof and (left is None or left.leakproof)
-        constant = right.constant and (left is None or left.constant)
+        constant = all(
+            (left is None or self._folded(left, c.left))
+            and self._folded(right, c.right)
+            and self._catalog.functions[c.function].volatility == "i"
+            for c in candidates
+        )
         if not constant and leakproof:
             leakproof = all(
                 self._purity.leakproof(c.function) and self._uncast(left, c.left) and self._uncast(right, c.right)
@@ -1743,11 +1795,34 @@ class Analyzer:
 
     def _uncast(self, operand: _Info | None, wanted: int) -> bool:
         """True if `operand` reaches the operator without a conversion that could raise."""
-        if operand is None or operand.constant or operand.type == wanted:
+        if operand is None or operand.type in (wanted, UNKNOWN):
             return True
         if operand.type is None:
             return False
-        return bool(self._resolver.binary_coercible(operand.type, wanted))
+        return bool(
+            (operand.type, wanted) in _TOTAL_CASTS
+            or self._resolver.binary_coercible(operand.type, wanted)
+            or self._folded(operand, wanted)
+        )
+
+    def _converted(self, operand: _Info | None, wanted: int) -> None:
+        """Refuse an operand that a cast of the database's own would convert on its way to `wanted`."""
+        if operand is None or operand.type in (None, UNKNOWN, wanted):
+            return
+        cast = self._catalog.casts.get((self._base(operand.type or 0), self._base(wanted)))
+        if cast is not None and cast.function >= FIRST_USER_OID:
+            raise Refusal("ST-04", "A cast that is not on the list of casts that agents may use would convert this.")
+
+    def _folded(self, operand: _Info, wanted: int) -> bool:
+        """True if `operand` is a constant, and stays one when it is converted to `wanted`."""
+        if not operand.constant or operand.type is None:
+            return False
+        if operand.type in (wanted, UNKNOWN) or self._resolver.binary_coercible(operand.type, wanted):
+            return True
+        cast = self._catalog.casts.get((self._base(operand.type), self._base(wanted)))
+        if cast is None:
+            return self._catalog.types[wanted].kind == "p"
+        return cast.method == "b" or (cast.method == "f" and self._catalog.functions[cast.function].volatility == "i")
 
     def _leakproof_operator(self, name: str, left: int | None, right: int | None) -> bool:
         return self._applied(name, _Info(left), _Info(right)).leakproof
@@ -1821,9 +1896,12 @@ class Analyzer:
         for candidate in candidates:
             if not self._purity.pure(candidate.oid):
                 raise _function_refusal(name)
+            for given, wanted in zip(infos, candidate.arguments, strict=False):
+                self._converted(given, wanted)
             self._functions.add(f"{candidate.schema}.{candidate.name}")
             own = candidate.schema != "pg_catalog"
-            self._result.impure = self._result.impure or (own and candidate.volatility == "v")
+            self._result.stateful = self._result.stateful or (own and candidate.volatility == "v")
+            self._result.impure = self._result.impure or self._result.stateful
             self._result.unbounded = self._result.unbounded or candidate.returns_set
             self._result.unbounded = self._result.unbounded or (own and candidate.volatility != "i")
         aggregate = any(c.kind in "aw" for c in candidates)
@@ -1832,11 +1910,20 @@ class Analyzer:
         self._result.aggregated = self._result.aggregated or (self._outermost and aggregate)
         volatile = any(c.volatility == "v" for c in candidates)
         self._volatile_seen = self._volatile_seen or volatile
-        constant = bool(infos) and all(i.constant for i in infos) and not aggregate and not volatile
+        constant = (
+            bool(infos)
+            and not aggregate
+            and all(
+                c.volatility == "i"
+                and len(c.arguments) == len(infos)
+                and all(self._folded(i, wanted) for i, wanted in zip(infos, c.arguments, strict=True))
+                for c in candidates
+            )
+        )
         leakproof = not aggregate and all(i.leakproof for i in infos)
-        if volatile and (infos or any(c.schema != "pg_catalog" for c in candidates)):
+        if not infos and any(c.schema != "pg_catalog" for c in candidates):
             leakproof = False
-        if leakproof and not all(i.constant for i in infos):
+        if leakproof and infos and not constant:
             leakproof = all(
                 self._purity.leakproof(c.oid)
                 and len(c.arguments) == len(infos)
@@ -1870,7 +1957,6 @@ class Analyzer:
             }.get(message.op, 1184),
             None,
             True,
-            True,
         )
 
     def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
@@ -1888,12 +1974,11 @@ class Analyzer:
         if kind_of(message.arg) == "a_const" and self._catalog.types[wanted].category in _UNDATED_CATEGORIES:
             self._result.dated = dated
         # A modifier runs code: numeric(3,0) raises for larger numbers.
-        leakproof = info.leakproof and (
-            info.constant
-            or (info.type == wanted and not message.type_name.typmods)
-            or bool(info.type and not message.type_name.typmods and self._resolver.binary_coercible(info.type, wanted))
-        )
-        return _Info(self._base(wanted), None, leakproof, info.constant)
+        if self._catalog.types[wanted].kind == "d":  # its constraints are checked when it is evaluated
+            return _Info(self._base(wanted), None, False)
+        constant = self._folded(info, wanted)
+        leakproof = info.leakproof and (constant or (not message.type_name.typmods and self._uncast(info, wanted)))
+        return _Info(self._base(wanted), None, leakproof, constant)
 
     def _type(self, name: Any) -> int:
         """Resolve a TypeName to its OID and qualify it.  Raises `Refusal`."""
@@ -1919,11 +2004,18 @@ class Analyzer:
         kind = message.sub_link_type
         before, loose = self._references, self._loose
         was = self._in_predicate, self._in_qual
+        joined, self._joined = self._joined is message, None
+        raising = self._raising
         self._references, self._loose = {}, {}
         self._in_predicate = self._in_qual = False
         fields, inner = self._select(message.subselect.select_stmt, scope)
         self._in_predicate, self._in_qual = was
         correlated = bool(self._loose)
+        if self._raising > raising:
+            # Where it is no join it is evaluated when the first row asks for it, and that may be a hidden one.
+            outer = bool(self._references)
+            joined = joined and (kind == pb.EXISTS_SUBLINK or (kind == pb.ANY_SUBLINK and not outer))
+            correlated = correlated or not (joined and _joinable(message.subselect.select_stmt))
         self._references = {**before, **self._references}
         self._loose = {**loose, **self._loose}
         if kind == pb.EXISTS_SUBLINK:
@@ -2110,6 +2202,30 @@ def relations_of(item: Item) -> list[Item]:
 def _with_arguments(item: Item) -> list[Item]:
     """`item`, and for a function in FROM what its arguments read."""
     return [item, *(part for argument in item.arguments for part in _with_arguments(argument))]
+
+
+def _sub_link_alone(node: Node) -> Any:
+    """The SubLink of a conjunct that is EXISTS, NOT EXISTS or ``= ANY``; None for any other conjunct."""
+    if kind_of(node) == "bool_expr" and node.bool_expr.boolop == pb.NOT_EXPR:
+        node = node.bool_expr.args[0]
+        if kind_of(node) != "sub_link" or node.sub_link.sub_link_type != pb.EXISTS_SUBLINK:
+            return None
+    return node.sub_link if kind_of(node) == "sub_link" else None
+
+
+def _joinable(select: Any) -> bool:
+    """True if PostgreSQL makes a join of a SubLink over it: then its expressions run on its own rows, before the join.
+
+    Stricter than convert_EXISTS_sublink_to_join and convert_ANY_sublink_to_join (optimizer/plan/subselect.c).
+    """
+    plain = {"target_list", "from_clause", "where_clause", "limit_option", "op"}
+    return (
+        {field.name for field, _ in select.ListFields()} <= plain
+        and select.op == pb.SETOP_NONE
+        and len(select.from_clause) > 0
+        and all(kind_of(node) == "range_var" for node in select.from_clause)
+        and not any(part.DESCRIPTOR.name == "FuncCall" for node in select.target_list for part in tree.walk(node))
+    )
 
 
 def _alike(one: Label, other: Label) -> bool:

@@ -22,6 +22,9 @@ class Column(msgspec.Struct, frozen=True):
     has_default: bool
     generated: Literal["", "s", "v"]
     collation: int = 0
+    sources: tuple[str, ...] = ()
+    """Columns (``schema.relation.column``) that a generated column is computed from, or that a foreign key makes it
+    repeat: what they hold can be learned from it."""
 
 
 class UniqueKey(msgspec.Struct, frozen=True):

@@ -502,17 +502,17 @@ class Purity:
         Their types are named as in pg_type or as SQL spells them (``integer``, ``text[]``); types outside pg_catalog
         with their schema.
         """
-        listed = {_normal(name) for name in functions} - {""}
+        listed = {normal_signature(name) for name in functions} - {""}
         behind_operators = {operator.function for operator in catalog.operators.values()}
         pure, leakproof = set(), set()
         for function in catalog.functions.values():
             if function.schema != "pg_catalog" or function.oid >= FIRST_NORMAL_OID:
-                if listed and function.kind == "f" and _signature(catalog, function, qualified=True) in listed:
+                if listed and function.kind == "f" and signature_of(catalog, function, qualified=True) in listed:
                     pure.add(function.oid)
                 continue
             if function.security_definer or function.kind == "p":
                 continue
-            group = _GROUPS.get(_signature(catalog, function))
+            group = _GROUPS.get(signature_of(catalog, function))
             if group is not None and (function.volatility != "v" or group == VOLATILE):
                 pure.add(function.oid)
             marked = function.leakproof and function.name in LEAKPROOF
@@ -556,7 +556,8 @@ _SPELLINGS: Final = {
 }
 
 
-def _signature(catalog: Catalog, function: Function, *, qualified: bool = False) -> str:
+def signature_of(catalog: Catalog, function: Function, *, qualified: bool = False) -> str:
+    """``name(type,type)`` with types named as in pg_type; with `qualified` also the schema.  Empty if it has none."""
     names = []
     for oid in function.arguments:
         kind = catalog.types.get(oid)
@@ -570,7 +571,7 @@ def _signature(catalog: Catalog, function: Function, *, qualified: bool = False)
     return f"{name}({','.join(names)})"
 
 
-def _normal(signature: str) -> str:
+def normal_signature(signature: str) -> str:
     """A configured routine with its types spelled as in pg_type."""
     name, parenthesis, rest = signature.strip().partition("(")
     if not parenthesis:

@@ -132,6 +132,8 @@ class Plan(msgspec.Struct, frozen=True):
     """False for a write without RETURNING."""
     pure: bool = False
     """One SELECT that locks nothing and runs only what leaves no trace in its session: it may share a connection."""
+    stateful: bool = False
+    """It may leave something in its session: no other agent, and no later transaction, gets that connection."""
     keyed: bool = False
     """Every relation that it reads is bounded by a unique key: `grille.protocols.postgres.bounds`."""
     keys: tuple[str, ...] = ()
@@ -242,6 +244,7 @@ class _Rewrite:
             row_check_plan=self._row_check,
             returns_rows=bool(analysis.outputs),
             pure=analysis.operation.action == "select" and not analysis.locks and not analysis.impure,
+            stateful=analysis.stateful,
             keyed=keys is not None,
             keys=keys or (),
             limited=limited,
