@@ -1,0 +1,69 @@
+"""The catalogue, row by row, on each server; and what its table must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from grille.controls import CONTROLS
+from grille.policies.bundles.build import revision
+from grille.proxy.demo.cluster import Cluster, debian_binaries, embedded_binaries
+from tests.catalogue.cases import CONTROL, Row, Script
+from tests.catalogue.rows import ROWS
+from tests.catalogue.run import run_row
+from tests.catalogue.world import HERE, World, settings
+
+PAGE = HERE.parent.parent / "docs" / "reference" / "bypass-catalogue.md"
+THREAT_MODEL = (HERE.parent.parent / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["pg18", "pg15"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    binaries: Path | None = embedded_binaries() if request.param == "pg18" else debian_binaries(15)
+    if binaries is None:
+        pytest.skip(f"{request.param} is not installed")
+    with Cluster(binaries, settings=settings()) as cluster, World(cluster) as made:
+        yield made
+        log = made.log.read_text()
+    assert "Traceback" not in log and '"exception"' not in log
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+def test_row(world: World, row: Row) -> None:
+    run_row(world, row)
+
+
+def test_the_number_of_rows_only_grows() -> None:
+    sections = {letter: [row.id for row in ROWS if row.id[0] == letter] for letter in "ABCDEFPX"}
+    least = {"A": 19, "B": 27, "C": 25, "D": 32, "E": 27, "F": 8, "P": 15, "X": 126}
+    for letter, count in least.items():
+        numbers = [int(name[1:]) for name in sections[letter]]
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= count
+    assert sum(map(len, sections.values())) == len(ROWS)
+
+
+def test_every_row_names_a_control_of_the_threat_model() -> None:
+    for row in ROWS:
+        assert row.control in CONTROLS and f'<a id="{row.control.lower()}"></a>' in THREAT_MODEL, row.id
+        assert row.attempts, row.id
+        for attempt in row.attempts:
+            for _, expected in attempt.steps if isinstance(attempt, Script) else ():
+                if isinstance(expected, str) and CONTROL.fullmatch(expected):
+                    assert expected in CONTROLS, (row.id, expected)
+
+
+def test_the_policy_is_built_from_its_sources() -> None:
+    import tarfile
+
+    with tarfile.open(HERE / "policy.tar.gz") as archive:
+        member = next(each for each in archive if each.name.endswith(".manifest"))
+        file = archive.extractfile(member)
+        assert file is not None and revision(HERE / "policy").encode() in file.read()
+
+
+def test_the_page_lists_every_row() -> None:
+    from tests.catalogue.page import table
+
+    assert table() in PAGE.read_text(encoding="utf-8"), "write it anew: python -m tests.catalogue.page"
