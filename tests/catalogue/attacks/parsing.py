@@ -25,7 +25,7 @@ def deep_texts(world: World) -> None:
     ]  # fmt: skip
     for text in texts:
         with world.wire("a") as wire:
-            reply = wire.ask(Query(text[:65_000]))
+            reply = wire.ask(Query(text[:33_000]))
             assert not reply.rows and len(reply.errors) == 1 and not reply.closed, reply
             assert any(f"[control {control}" in reply.errors[0]["M"] for control in ("ST-06", "ST-01")), reply
             assert wire.ask(Query("SELECT count(*) FROM people")).rows == [(b"20",)]
