@@ -52,6 +52,12 @@ _DATED: Final = re.compile(r"\d|now|today|tomorrow|yesterday", re.IGNORECASE)
 _UNDATED_CATEGORIES: Final = frozenset("BEINSTUV")
 """pg_type.typcategory: boolean, enum, network, numeric, string, timespan, user-defined, bit string."""
 
+_NOWS: Final = frozenset(
+    {pb.SVFOP_CURRENT_DATE, pb.SVFOP_CURRENT_TIMESTAMP, pb.SVFOP_CURRENT_TIMESTAMP_N, pb.SVFOP_LOCALTIMESTAMP,
+     pb.SVFOP_LOCALTIMESTAMP_N}
+)  # fmt: skip
+_SHORT_INTERVAL: Final = re.compile(r"[0-9]{1,3} (second|minute|hour|day|week|month|year)s?")
+
 _TOTAL_CASTS: Final = frozenset(
     {(21, target) for target in (23, 20, 700, 701, 1700)}
     | {(23, target) for target in (20, 700, 701, 1700)}
@@ -1671,7 +1677,10 @@ class Analyzer:
             self._token_equality(message.lexpr, left, message.rexpr, right)
             return _Info(BOOL, None, left.leakproof and right.leakproof)
         result = BOOL if message.kind != pb.AEXPR_OP else None
-        return self._applied(name, left, right, result)
+        info = self._applied(name, left, right, result)
+        if not info.leakproof and name in ("+", "-") and _about_now(message.lexpr) and _short_while(message.rexpr):
+            return _Info(info.type, None, True)
+        return info
 
     def _row_comparison(self, message: Any, name: str, scope: Scope) -> _Info:
         self._closed(message.lexpr.row_expr)
@@ -2202,6 +2211,24 @@ def relations_of(item: Item) -> list[Item]:
 def _with_arguments(item: Item) -> list[Item]:
     """`item`, and for a function in FROM what its arguments read."""
     return [item, *(part for argument in item.arguments for part in _with_arguments(argument))]
+
+
+def _about_now(node: Node) -> bool:
+    """True for ``current_date``, ``current_timestamp``, ``localtimestamp`` and ``now()``."""
+    if kind_of(node) == "func_call":
+        names = [part.string.sval for part in node.func_call.funcname]
+        return names in (["now"], ["pg_catalog", "now"]) and not node.func_call.args
+    return kind_of(node) == "sqlvalue_function" and node.sqlvalue_function.op in _NOWS
+
+
+def _short_while(node: Node) -> bool:
+    """True for a number of days, or an interval, that leads from today to no date that is out of range."""
+    if kind_of(node) == "type_cast":
+        name, node = node.type_cast.type_name, node.type_cast.arg
+        if [part.string.sval for part in name.names] != ["pg_catalog", "interval"] or name.typmods or name.array_bounds:
+            return False
+        return kind_of(node) == "a_const" and bool(_SHORT_INTERVAL.fullmatch(node.a_const.sval.sval))
+    return kind_of(node) == "a_const" and node.a_const.WhichOneof("val") == "ival" and node.a_const.ival.ival < 100_000
 
 
 def _sub_link_alone(node: Node) -> Any:
