@@ -35,10 +35,17 @@ class Middle:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.close()
-        self.drop()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def drop(self) -> None:
         """End every connection: the next statement needs a new one."""
