@@ -175,13 +175,13 @@ class Session:
         "_known",
         "_lane",
         "_local_settings",
+        "_numbers",
         "_open",
         "_passthrough",
         "_peer",
         "_pending_bytes",
         "_poison",
         "_pool",
-        "_portal_names",
         "_repeatable",
         "_retried",
         "_savepoints",
@@ -276,7 +276,8 @@ class Session:
         self._statement_characters = 0
         """At least the length of their texts."""
         self.portals: dict[str, Portal] = {}
-        self._portal_names = itertools.count(1)
+        self._numbers = 0
+        """Portals and savepoints so far."""
         self._known: dict[tuple[str, str], frozenset[str]] = {}
         """Columns by relation that this session's own statements named: what errors may name."""
 
@@ -834,7 +835,7 @@ class Session:
             portal = await self._opened(prepared.command, statement, message)
         else:
             portal = await self._bound(statement, prepared, message)
-        portal.born = next(self._portal_names)
+        portal.born = self._next_number()
         undo = self._put(self.portals, message.portal, portal)
         if portal.plan is None:
             self._step(Step(Kind.LOCAL, reply=BIND_COMPLETE, undo=undo))
@@ -1568,7 +1569,7 @@ class Session:
             await self._same_terms(query)
         assert query.plan is not None  # noqa: S101
         cursor = Portal(query.statement, query.prepared, result_formats=(1,) if command.binary else ())
-        cursor.born = next(self._portal_names)
+        cursor.born = self._next_number()
         cursor.upstream = f"grille_c{cursor.born}"
         sql = declared(cursor.upstream, command.options, query.plan.sql)
         query.plan = msgspec.structs.replace(query.plan, sql=sql, name="", shared=False, results=())
@@ -1587,7 +1588,7 @@ class Session:
         """Follow savepoints: what was opened or set after one goes with it."""
         places = [place for place, mark in enumerate(self._savepoints) if mark[0] == name]
         if kind == "savepoint":
-            self._savepoints.append((name, next(self._portal_names), self.settings, self._local_settings))
+            self._savepoints.append((name, self._next_number(), self.settings, self._local_settings))
         elif kind in _LAZY_SAFE:
             self._savepoints.clear()
             self.portals.clear()
@@ -1768,6 +1769,11 @@ class Session:
                 "session_authorization": self._shown("session_authorization") or "",
             },
         )
+
+    def _next_number(self) -> int:
+        """What tells the order in which portals, cursors and savepoints came."""
+        self._numbers += 1
+        return self._numbers
 
     # what errors may name
 
