@@ -109,7 +109,6 @@ class ByteStream(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
-        self._break_handshake(ConnectionResetError("the connection was closed during the TLS handshake"))
         self._end()
         return False
 
