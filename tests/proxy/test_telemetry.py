@@ -103,7 +103,14 @@ def test_the_reference_page_lists_exactly_the_metrics_that_exist() -> None:
         for family in Metrics().snapshot()
         if family.name.startswith("grille_")
     }
-    node = {"grille_worker_up", "grille_worker_restarts_total", "grille_draining", "grille_build_info"}
+    node = {
+        "grille_worker_up",
+        "grille_worker_restarts_total",
+        "grille_draining",
+        "grille_build_info",
+        "grille_bundle_fetch_failures_total",
+        "grille_bundle_fetch_last_success_seconds",
+    }
     assert listed == made | node
 
 
