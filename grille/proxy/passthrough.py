@@ -75,6 +75,8 @@ MAX_NAMES: Final = 10_000
 """Prepared statements, and portals, whose text is remembered for the audit event; more have events without one."""
 MAX_TEMPLATE: Final = 16 * 1024
 """Characters of a template that is remembered with a name; a longer one is left out of the event."""
+MAX_NOTICES: Final = 100
+"""Notices of a startup that are passed on."""
 MAX_EXECUTIONS: Final = 10_000
 """Executions before one Sync: each has an audit event that waits for the outcome of all."""
 _FORWARD_BYTES: Final = 64 * 1024
@@ -115,6 +117,8 @@ class PrivateConnection(UpstreamConnection):
         super().__init__(database, profile, stream)
         self.dirty = True
         self._authenticated = False
+        self.notices: list[bytes] = []
+        """Payloads of the notices that came before the first ReadyForQuery."""
 
     @property
     def frames(self) -> Frames:
@@ -163,6 +167,10 @@ class PrivateConnection(UpstreamConnection):
     def _check_settings(self) -> None: ...
 
     def watch(self, status: ParameterStatus) -> None: ...
+
+    def _noticed(self, payload: bytes) -> None:
+        if len(self.notices) < MAX_NOTICES:
+            self.notices.append(payload)
 
     async def _authenticate(self) -> None:
         await super()._authenticate()

@@ -377,6 +377,7 @@ class Session:
         version = first.major << 16 | first.minor
         verdict = await self._enforcement.connect(self.agent)
         reported: dict[str, str] = {}
+        notices: list[bytes] = []
         process_id: int | None = None
         if verdict is not None:
             if verdict.decision.isolated:
@@ -387,6 +388,8 @@ class Session:
             if connection is None:
                 return False
             reported, process_id = connection.parameters, connection.process_id
+            if not verdict.decision.isolated:
+                notices = connection.notices
         else:
             startup = accept(version, first.parameters)
             self._begin_session(startup)
@@ -399,6 +402,8 @@ class Session:
         out += AUTHENTICATION_OK
         for name, value in reported.items():
             out += ParameterStatus(name, value).encode()
+        for payload in notices:
+            out += b"N" + (len(payload) + 4).to_bytes(4, "big") + payload
         secret_bytes = 32 if startup.version >= PROTOCOL_3_2 else 4
         self._key = self.services.cancels.add(self, secret_bytes, process_id=process_id)
         out += self._key.encode()

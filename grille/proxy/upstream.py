@@ -391,11 +391,16 @@ class UpstreamConnection:
                 if ReadyForQuery.decode(payload).status != "I":
                     raise ProtocolViolation("the server starts in a transaction")
                 break
-            elif kind != NOTICE_RESPONSE:
+            elif kind == NOTICE_RESPONSE:
+                self._noticed(payload)
+            else:
                 raise ProtocolViolation(f"unexpected message {chr(kind)!r} during startup")
         if self._key is None:
             raise ProtocolViolation("the server gives no cancel key")
         self._check_settings()
+
+    def _noticed(self, payload: bytes) -> None:
+        """A notice of the startup: nobody's, on a connection that many use."""
 
     async def _authenticate(self) -> None:
         exchange: ScramExchange | None = None

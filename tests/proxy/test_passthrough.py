@@ -42,6 +42,7 @@ from grille.protocols.postgres.messages import (
     Execute,
     Flush,
     FunctionCall,
+    NoticeResponse,
     ParameterStatus,
     Parse,
     Query,
@@ -430,6 +431,25 @@ async def test_the_client_sees_its_backend(world: World) -> None:
     assert client.parameters["server_version"].startswith("18")
     settings = "SELECT current_setting('search_path'), current_setting('intervalstyle'), current_user"
     assert rows(await client.query(settings)) == [(b"a,b", b"iso_8601", b"postgres")]
+
+
+async def test_notices_of_the_startup_are_passed_on(world: World) -> None:
+    """To whom the connection belongs, and to nobody else."""
+    connection = await psycopg.AsyncConnection.connect(world.dsn, autocommit=True)
+    try:
+        await connection.execute(
+            "CREATE FUNCTION greet() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'welcome'; END $$;"
+            "CREATE EVENT TRIGGER greet ON login EXECUTE FUNCTION greet()"
+        )
+        messages = await (await world.connect()).start()
+        assert kinds(messages).rstrip("Z").endswith("NK")
+        (notice,) = [NoticeResponse.decode(payload).fields for kind, payload in messages if kind == "N"]
+        assert (notice["S"], notice["M"]) == ("NOTICE", "welcome")
+        world.policies.decision = msgspec.structs.replace(GRANTED, passthrough=False)
+        assert "N" not in kinds(await (await world.connect()).start())
+    finally:
+        await connection.execute("DROP EVENT TRIGGER greet")
+        await connection.close()
 
 
 async def test_a_setting_that_the_server_refuses_is_told_in_its_words(world: World) -> None:
