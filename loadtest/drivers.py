@@ -186,11 +186,17 @@ class Agents:
             opened = [pair for pairs in pool.map(open_some, range(HANDSHAKES)) for pair in pairs]
         self.all = [agent for _, agent in sorted(opened, key=lambda pair: pair[0])]
         self.selector = selectors.DefaultSelector()
-        for agent in self.all:
-            self.selector.register(agent.socket, selectors.EVENT_READ, agent)
+        self._watch(self.all)
         # Else the collector walks over thousands of agents, and its pause is taken for the proxy's.
         gc.collect()
         gc.freeze()
+
+    def _watch(self, agents: Sequence[Agent]) -> None:
+        """Look at these from here on: to look at thousands that are idle would cost the driver, and so the others."""
+        self.selector.close()
+        self.selector = selectors.DefaultSelector()
+        for agent in agents:
+            self.selector.register(agent.socket, selectors.EVENT_READ, agent)
 
     def _answers(self, timeout: float = SILENCE) -> Iterable[Agent]:
         """The agents whose replies became whole.  Raises `ServerError` if nothing comes for `SILENCE` seconds."""
@@ -213,6 +219,7 @@ class Agents:
 
     def closed(self, seconds: float, in_flight: int) -> list[float]:
         """As many statements as possible with so many in flight, over all connections in turn; their latencies."""
+        self._watch(self.all)
         latencies: list[float] = []
         waiting = collections.deque(self.all)
         end = time.perf_counter() + seconds
@@ -235,6 +242,7 @@ class Agents:
 
         A latency counts from the moment at which the statement was due.
         """
+        self._watch(self.all[:active])
         latencies: list[float] = []
         begin = time.perf_counter()
         total, number, answered = int(seconds * rate), 0, 0
