@@ -113,6 +113,7 @@ _BINDS: Final = tuple(Expectation(Request.BIND, item=n) for n in range(MAX_STATE
 _DESCRIBES: Final = tuple(Expectation(Request.DESCRIBE_PORTAL, item=n) for n in range(MAX_STATEMENTS))
 _EXECUTES: Final = tuple(Expectation(Request.EXECUTE, item=n) for n in range(MAX_STATEMENTS))
 _PARSES: Final = tuple(Expectation(Request.PARSE, ours=True, item=n) for n in range(MAX_STATEMENTS))
+_OWN_PARSE: Final = Expectation(Request.PARSE, ours=True, item=-1)
 _OWN_BIND: Final = Expectation(Request.BIND, ours=True, item=-1)
 _OWN_EXECUTE: Final = Expectation(Request.EXECUTE, ours=True, item=-1)
 
@@ -931,21 +932,25 @@ class Lane:
         shared = not unit.pooled and pipe.shared
         if session.begun is not None:
             begin = own_plan(session.begun)
-            pipe.find(begin)
+            name = begin.name
+            if pipe.find(begin) is None:
+                name = ""
+                parts.append(Parse("", begin.sql, begin.parameter_types).encode())
+                expected.append(_OWN_PARSE)
             session.begun = None
-            parts.append(_bind_message(begin.name, b"\0\0\0\0\0\0") + _execute_message(0))
+            parts.append(_bind_message(name, b"\0\0\0\0\0\0") + _execute_message(0))
             expected += (_OWN_BIND, _OWN_EXECUTE)
         number = 0
         for item in unit.items:
             plan = item.plan
             if plan is None:
                 continue
-            if item.unnamed:
-                name = ""
-            else:
-                name = plan.name
+            name = ""
+            if not item.unnamed:
                 item.described = pipe.find(plan)
-                item.known = item.described.known
+                if item.described is not None:
+                    name = plan.name
+                    item.known = item.described.known
             if not name:
                 parts.append(Parse("", plan.sql, plan.parameter_types).encode())
                 expected.append(_PARSES[number])

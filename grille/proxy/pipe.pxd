@@ -30,6 +30,7 @@ cdef class Pipe:
     cdef object _pipeline
     cdef list _out
     cdef object _rest
+    cdef object _wanted_once
     cdef Py_ssize_t _wanted
     cdef public bint lost
     cdef object __weakref__

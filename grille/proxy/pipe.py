@@ -164,35 +164,47 @@ class Pipe:
         self._pipeline = connection.pipeline
         self._out: list[bytes] = []
         self._rest: bytearray | bytes = b""
+        self._wanted_once: OrderedDict[str, None] = OrderedDict()
+        """Statements that were sent without a name because there was no room, the last one last."""
         self._wanted = 0
         """How long the message that has begun will be, with its header."""
         self.lost = False
         if on_free is not None:
             self._stream.tap = self
 
-    def find(self, plan: Plan) -> Described:
-        """The named statement of this plan on this connection; it is prepared first where it is not."""
+    def find(self, plan: Plan) -> Described | None:
+        """The named statement of this plan on this connection; it is prepared first where it is not.
+
+        None: the connection is full, and the plan has not been asked for again among the last ones that found it so.
+        It is to be sent without a name, which costs less than closing another one for it.
+        """
         name = plan.name
         described = self.described.get(name)
         if described is not None and (described.pending or name in self.connection.statements):
             self.described.move_to_end(name)
             return described
-        described = self.described[name] = Described()
         expectations = []
         messages = b""
         if name not in self.connection.statements:
-            known = len(self.described)
+            known = len(self.described) + (described is None)
             # The others are counted only where they matter: with many statements every one comes here.
             if (
                 known > STATEMENT_LIMIT
                 or known + len(self.connection.statements.keys() - self.described.keys()) > STATEMENT_LIMIT
             ):
+                if name not in self._wanted_once:
+                    self._wanted_once[name] = None
+                    if len(self._wanted_once) > max(1, STATEMENT_LIMIT // 8):
+                        self._wanted_once.popitem(last=False)
+                    return None
+                del self._wanted_once[name]
                 victim = next(iter(self.described))
                 self.described.pop(victim)
                 messages = Close("S", victim).encode()
                 expectations.append(Expectation(Request.CLOSE, ours=True, statement=victim))
             messages += Parse(name, plan.sql, plan.parameter_types).encode()
             expectations.append(Expectation(Request.PARSE, ours=True, statement=name))
+        described = self.described[name] = Described()
         messages += Describe("S", name).encode() + SYNC
         expectations.append(Expectation(Request.DESCRIBE_STATEMENT, ours=True))
         expectations.append(SYNC_EXPECTED)
