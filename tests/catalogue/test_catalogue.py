@@ -1,4 +1,7 @@
-"""The catalogue, row by row, on one server; and what its table must be.  `make catalogue` runs it on all servers."""
+"""The published rows of the catalogue, one by one, on one server; and what its table must be.
+
+`make catalogue` runs all rows on all servers.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def world() -> Iterator[World]:
     assert "Traceback" not in log and '"exception"' not in log
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+PUBLISHED = [row for row in ROWS if not row.id.startswith("X")]
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=[row.id for row in PUBLISHED])
 def test_row(world: World, row: Row) -> None:
     run_row(world, row)
 
