@@ -44,6 +44,7 @@ class BundleFetch:
         assert policy.bundle is not None  # noqa: S101
         self._policy = policy
         self._path = policy.bundle
+        self._server = policy.bundle_url.partition("?")[0]  # what may follow is a credential
         self._verification = bundle_verification(policy)
         self._tag = ""  # of the bundle in the file
         self._asked = asyncio.Event()
@@ -117,12 +118,13 @@ class BundleFetch:
             ):
                 yield answer
         except TimeoutError:
-            raise FetchError(f"{policy.bundle_url}: no answer in time") from None
+            raise FetchError(f"{self._server}: no answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a token's text is in none of these messages
-            raise FetchError(f"{policy.bundle_url}: {type(error).__name__}: {_said(error)}") from None
+            said = _said(error).replace(policy.bundle_url, self._server)
+            raise FetchError(f"{self._server}: {type(error).__name__}: {said}") from None
 
     async def _read(self, answer: aiohttp.ClientResponse) -> tuple[bytes, str]:
-        url = self._policy.bundle_url
+        url = self._server
         if answer.status != 200:
             raise FetchError(f"{url}: the server answers {answer.status}")
         raw = bytearray()

@@ -128,7 +128,7 @@ async def _policy_server(config: Config, report: Report) -> None:
 async def _bundle_server(config: Config, report: Report) -> None:
     from grille.proxy.bundle_fetch import BundleFetch, FetchError  # its HTTP client takes a while to import
 
-    item = f"bundle server {config.policy.bundle_url}"
+    item = f"bundle server {config.policy.bundle_url.partition('?')[0]}"
     try:
         raw, _tag = await BundleFetch(config.policy).get()
     except FetchError as error:

@@ -68,7 +68,7 @@ from grille.protocols.postgres.statement import (
 )
 from grille.protocols.postgres.tree import Node
 from grille.proxy import answers
-from grille.proxy.catalog_own import BuiltIn, View
+from grille.proxy.catalog_own import VIEWS, BuiltIn, View
 from grille.proxy.identity import Agent
 from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
@@ -313,7 +313,7 @@ class Enforcement:
         self.changes = 0
         """Counts what isolated sessions have committed that others may have to look after."""
         self._built_in: BuiltIn | None = None
-        self.seen: dict[object, tuple[View, int, float]] = {}
+        self.seen: Lru[object, tuple[View, int, float]] = Lru(VIEWS)
         """By settings of the startup: what a new isolated session saw, at what count of `changes`, and until when
         (monotonic) another may begin with it."""
         self._passthrough = passthrough

@@ -630,7 +630,7 @@ class Isolated(Passthrough):
             self._dirty, self._changes_seen = False, changes
             if self._pristine and not self._own.temporary:
                 until = time.monotonic() + self._poll
-                self._enforcement.seen[self._connection.profile] = self._own, changes, until
+                self._enforcement.seen.put(self._connection.profile, (self._own, changes, until))
             return True
         self._judged = self._blind()
         return False

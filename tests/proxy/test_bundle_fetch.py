@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -176,8 +177,7 @@ async def test_a_bundle_sent_with_a_content_encoding_is_the_same(server: Server,
 
 async def test_no_server(server: Server, public: Path) -> None:
     settings = policy(server, public)
-    fetch = BundleFetch(Policy(**{**{name: getattr(settings, name) for name in settings.__struct_fields__},
-                                  "bundle_url": "http://localhost:1/grille/bundle.tar.gz"}))  # fmt: skip
+    fetch = BundleFetch(msgspec.structs.replace(settings, bundle_url="http://localhost:1/grille/bundle.tar.gz"))
     assert not await fetch.fetch()
     assert "ClientConnectorError" in fetch.problem
     assert not settings.bundle.exists()
@@ -212,6 +212,22 @@ async def test_the_token_is_sent_and_never_told(server: Server, public: Path) ->
     token.unlink()
     assert not await fetch.fetch()
     assert "No such file" in fetch.problem
+
+
+async def test_a_query_is_sent_and_never_told(server: Server, public: Path) -> None:
+    """In an address that was signed in advance it is the credential."""
+    settings = policy(server, public)
+    address = f"{settings.bundle_url}?signature=secret"
+    fetch = BundleFetch(msgspec.structs.replace(settings, bundle_url=address))
+    assert await fetch.fetch()
+    assert server.requests[-1].query == {"signature": "secret"}
+    absent = address.replace(str(server.port), "1")
+    for wrong in (moved, endless, broken_off, status_500, None):
+        server.handler = wrong
+        failing = BundleFetch(msgspec.structs.replace(settings, bundle_url=absent if wrong is None else address))
+        assert not await failing.fetch()
+        assert failing.problem.startswith("http://localhost:")
+        assert "secret" not in failing.problem
 
 
 async def test_tls_is_verified(tmp_path: Path, public: Path) -> None:

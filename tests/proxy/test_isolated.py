@@ -19,6 +19,7 @@ from grille.policies.pdp import PolicyUnavailable, Unanswered
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.messages import Bind, CopyData, CopyDone, Describe, Execute, Flush, Parse, Query, Sync
 from grille.proxy import enforcement
+from grille.proxy.catalog_own import VIEWS
 from grille.proxy.isolated import Isolated
 from tests.proxy import test_passthrough
 from tests.proxy.test_passthrough import MakeWorld, World, error, kinds, rows
@@ -352,6 +353,16 @@ async def test_a_table_that_another_session_makes_is_found(world: World) -> None
     assert "ST-03" in error(await client.query("SELECT a FROM late"))["M"]
     world.direct("CREATE TABLE late (a int)")
     assert kinds(await client.query("SELECT a FROM late")) == "TCZ"
+
+
+async def test_what_new_sessions_saw_is_kept_for_a_few_settings_only(world: World) -> None:
+    """The settings are the client's: as many as it likes must not be as many catalogues in memory."""
+    seen = world.services.enforcement["bank"].seen
+    for number in range(VIEWS + 3):
+        client = await world.client(application_name=f"tool {number}")
+        assert kinds(await client.query("SELECT id FROM t")) == "TDDCZ"
+        client.writer.close()
+    assert len(seen) == VIEWS
 
 
 async def test_names_are_found_on_the_search_path(filtered: World) -> None:
