@@ -22,7 +22,7 @@ import aiohttp
 
 from grille.policies.bundle import MAX_BUNDLE, BundleReadError, parse
 from grille.proxy.config import Policy
-from grille.proxy.keys import bundle_verification
+from grille.proxy.keys import bearer, bundle_verification
 
 log = logging.getLogger("grille.policy")
 
@@ -108,9 +108,7 @@ class BundleFetch:
         headers = {"If-None-Match": tag} if tag else {}
         limits = aiohttp.ClientTimeout(total=FETCH_SECONDS, sock_connect=_CONNECT_SECONDS)
         try:
-            if policy.bundle_token_file is not None:
-                token = policy.bundle_token_file.read_text(encoding="ascii").partition("\n")[0]
-                headers["Authorization"] = f"Bearer {token}"
+            headers |= bearer(policy.bundle_token_file)
             context = ssl.create_default_context(cafile=policy.bundle_ca)
             async with (
                 aiohttp.ClientSession(timeout=limits, auto_decompress=False) as session,

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -260,7 +260,7 @@ class Ready:
         self.template, self.verdict = statement_piece(
             shown,
             hashlib.sha256(shown.encode()).hexdigest() if shown else "",
-            relations_of(prepared) if decided else (),
+            relations_of(operation, prepared.verdict) if decided and operation is not None else (),
             operation.functions if decided and operation is not None else (),
             event_verdict(prepared, cached=True),
         )
@@ -476,14 +476,7 @@ class Enforcement:
         """
         self._follow_catalog()
         assert self._resolver is not None  # noqa: S101
-        found = []
-        for names, array in types:
-            known = self._resolver.type_by_name(names)
-            oid = 0 if known is None else known.array if array else known.oid
-            if not oid:
-                raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
-            found.append(oid)
-        return tuple(found)
+        return self._resolver.type_oids(types)
 
     async def bind(
         self, agent: Agent, prepared: Prepared, formats: Sequence[int], values: Sequence[bytes | None]
@@ -1038,12 +1031,9 @@ class Enforcement:
             ) from None
 
 
-def relations_of(prepared: Prepared) -> tuple[Relation, ...]:
-    """The relations of a decided statement, as its audit event names them."""
-    operation = prepared.understood.operation
-    if operation is None:
-        return ()
-    terms = prepared.verdict.terms.relations if prepared.verdict is not None else {}
+def relations_of(operation: Operation, verdict: Verdict | None) -> tuple[Relation, ...]:
+    """The relations of a statement, as its audit event names them."""
+    terms = verdict.terms.relations if verdict is not None else {}
     found = []
     for use in operation.relations:
         known = terms.get(use.qualified)
@@ -1061,16 +1051,16 @@ def event_verdict(
     verdict = prepared.verdict
     if verdict is None:
         return None
+    told = granted(verdict, filters_hash=verdict.filters_hash, cached=prepared.cached if cached is None else cached)
+    if refusal is None:
+        return told
+    return msgspec.structs.replace(told, allow=False, control=refusal.control, reason=refusal.message)
+
+
+def granted(verdict: Verdict, **more: Any) -> EventVerdict:
+    """A decision that allowed something, as an audit event tells it, with ``more`` of its fields."""
     decision = verdict.decision
-    return EventVerdict(
-        id=verdict.id,
-        allow=refusal is None,
-        control=refusal.control if refusal is not None else decision.control,
-        reason=refusal.message if refusal is not None else decision.reason,
-        revision=verdict.revision,
-        filters_hash=verdict.filters_hash,
-        cached=prepared.cached if cached is None else cached,
-    )
+    return EventVerdict(verdict.id, True, decision.control, decision.reason, verdict.revision, **more)
 
 
 def type_name(oid: int) -> str:

@@ -22,10 +22,8 @@ import msgspec
 from postgast import parse
 from postgast import pg_query_pb2 as pb
 
-from grille.audit.event import Relation, Verdict
 from grille.controls import Refusal
 from grille.policies.pdp import PolicyUnavailable
-from grille.protocols.operation import Operation
 from grille.protocols.postgres import commands, state, tree
 from grille.protocols.postgres.messages import (
     Bind,
@@ -54,7 +52,7 @@ from grille.protocols.postgres.statement import GOVERNED, classify, raw_statemen
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
 from grille.proxy.catalog_own import LOOK, View, view
-from grille.proxy.enforcement import Lru, answered, no_answer
+from grille.proxy.enforcement import Lru, answered, granted, no_answer, relations_of
 from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
 from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
 
@@ -455,17 +453,8 @@ class Isolated(Passthrough):
             inner = getattr(node, kind_of(node))
             judged.name = inner.name if tag == "PREPARE" else inner.portalname
         self._rests_on(verdict.decision.not_after)
-        decision = verdict.decision
         judged.decided = {
-            "verdict": Verdict(
-                id=verdict.id,
-                allow=True,
-                control=decision.control,
-                reason=decision.reason,
-                revision=verdict.revision,
-                statement=tag,
-                passed=refusal.control,
-            ),
+            "verdict": granted(verdict, statement=tag, passed=refusal.control),
             "text": refusal.message,
         }
         return judged
@@ -484,7 +473,7 @@ class Isolated(Passthrough):
             command = classify(raw, text).command
             assert isinstance(command, commands.PrepareCommand)  # noqa: S101
             name, inner = command.name, node.prepare_stmt.query
-            types = self._type_oids(command.types)
+            types = self._own.resolver.type_oids(command.types)
         elif kind == "declare_cursor_stmt":
             command = classify(raw, text).command
             assert command is not None  # noqa: S101
@@ -533,34 +522,13 @@ class Isolated(Passthrough):
         judged.changes = not plan.pure and not plan.writes
         self._ever_restricted = self._ever_restricted or judged.restricted
         judged.expires = verdict.expires
-        decision = verdict.decision
-        self._rests_on(decision.not_after)
+        self._rests_on(verdict.decision.not_after)
         judged.decided = {
-            "verdict": Verdict(
-                id=verdict.id,
-                allow=True,
-                control=decision.control,
-                reason=decision.reason,
-                revision=verdict.revision,
-                filters_hash=verdict.filters_hash,
-                cached=cached,
-                statement=tag,
-            ),
-            "relations": _relations(operation, terms),
+            "verdict": granted(verdict, filters_hash=verdict.filters_hash, cached=cached, statement=tag),
+            "relations": relations_of(operation, verdict),
             "functions": operation.functions,
         }
         return judged
-
-    def _type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
-        assert self._own is not None  # noqa: S101
-        found = []
-        for names, array in types:
-            known = self._own.resolver.type_by_name(names)
-            oid = 0 if known is None else known.array if array else known.oid
-            if not oid:
-                raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
-            found.append(oid)
-        return tuple(found)
 
     def _command(self, text: str, raw: Any, piece: str, begin: int) -> Judged:
         """A statement about the session's own transaction, prepared statements and cursors.  Raises `Refusal`."""
@@ -869,20 +837,6 @@ def _note(names: dict[str, Judged], judged: Judged) -> None:
 def _shown(judged: Judged, types: tuple[int, ...]) -> Shown:
     judged.shown.types = types
     return judged.shown
-
-
-def _relations(operation: Operation, terms: Any) -> tuple[Relation, ...]:
-    """The relations of a decided statement, as its event names them."""
-    return tuple(
-        Relation(
-            use.qualified,
-            use.access,
-            use.columns,
-            {name: terms[use.qualified].columns[name].read for name in use.columns
-             if use.access == "read" and name in terms[use.qualified].columns},
-        )
-        for use in operation.relations
-    )  # fmt: skip
 
 
 def _copy(node: Node) -> Node:

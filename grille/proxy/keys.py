@@ -67,6 +67,17 @@ def bundle_verification(policy: Policy) -> Verification | None:
     return Verification(key, policy.verification_algorithm, policy.verification_scope)
 
 
+def bearer(path: Path | None) -> dict[str, str]:
+    """The Authorization header for the token in the first line of a file, read anew each time; none without a file.
+
+    Raises OSError or UnicodeDecodeError.
+    """
+    if path is None:
+        return {}
+    token = path.read_text(encoding="ascii").partition("\n")[0]
+    return {"Authorization": f"Bearer {token}"}
+
+
 def _hexadecimal(name: str, path: Path) -> bytes:
     fix = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal digits: openssl rand -hex 32"
     try:

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from grille.audit.encoding import commit
-from grille.audit.event import Chain, Event, Outcome, Value, Verdict
+from grille.audit.event import Chain, Event, Outcome, Value
 from grille.controls import Refusal
 from grille.protocols.postgres import state
 from grille.protocols.postgres.framing import Frames, ProtocolViolation
@@ -773,16 +773,7 @@ class Passthrough:
 
     def _decided(self, _shown: Shown) -> dict[str, Any]:
         """What an event says of the decision."""
-        decision = self._verdict.decision
-        verdict = Verdict(
-            id=self._verdict.id,
-            allow=True,
-            control=decision.control,
-            reason=decision.reason,
-            revision=self._verdict.revision,
-            cached=True,
-        )
-        return {"verdict": verdict}
+        return {"verdict": enforcement.granted(self._verdict, cached=True)}
 
 
 def _raw(kind: int, payload: bytes) -> bytes:

@@ -28,6 +28,7 @@ from grille.policies.pdp import (
 )
 from grille.proxy.bundle_watch import PROBE
 from grille.proxy.config import Policy
+from grille.proxy.keys import bearer
 
 CONNECTIONS: Final = 16
 """Connections to the server, kept open; more questions wait for one."""
@@ -197,10 +198,7 @@ class PolicyServer:
     async def _post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body of an answer, of which one byte more than `MAX_ANSWER` is read at most."""
         policy = self._policy
-        headers = {"Content-Type": "application/json"}
-        if policy.server_token_file is not None:
-            token = policy.server_token_file.read_text(encoding="ascii").partition("\n")[0]
-            headers["Authorization"] = f"Bearer {token}"
+        headers = {"Content-Type": "application/json", **bearer(policy.server_token_file)}
         async with self._client().post(
             policy.server_url, params={"provenance": "true"}, data=body, headers=headers, allow_redirects=False
         ) as answer:

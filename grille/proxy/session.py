@@ -459,9 +459,7 @@ class Session:
             refused=self._record_refusal,
             check_end=self._check_end,
         )
-        decision = verdict.decision
-        why = Verdict(verdict.id, True, decision.control, decision.reason, verdict.revision)
-        await self._note("connect", verdict=why)
+        await self._note("connect", verdict=enforcement.granted(verdict))
         return connection
 
     def _shown(self, name: str) -> str | None:
@@ -1863,7 +1861,7 @@ class Session:
         if verdict is not None:
             more["verdict"] = event_verdict(prepared, refusal)
             if understood.operation is not None:
-                more["relations"] = relations_of(prepared)
+                more["relations"] = relations_of(understood.operation, verdict)
                 more["functions"] = understood.operation.functions
         # What the proxy answers for drivers is a closed set of texts without constants.
         shown = portal.statement.text if portal.statement.answer is not None else understood.shown

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
-import io
 import json
 import re
 import subprocess
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grille.policies.bundle import BundleReadError, parse
 from grille.policies.bundles import build
 from grille.policies.signature import SIGNATURES, SignatureError, Verification, public_key, verify
+from tests.bundles import packed, unpacked
 
 # Written by OPA 1.22.2: opa build -b -t wasm -e grille/decision --revision r1 --signing-key KEY --signing-alg ES256
 # --claims-file '{"scope":"read"}'.  Its data hold numbers, escapes and separators that encoders differ about.
@@ -36,9 +34,8 @@ OURS = Verification(PRIVATE.public_key(), "ES256")
 FILES = {"policy.wasm": b"\0asm", "data.json": b'{"b": 1.50, "a": ["x", null, true]}', "x/policy.rego": b"package x\n"}
 
 
-def files(archive: Path = SIGNED) -> dict[str, bytes]:
-    with tarfile.open(archive) as tar:
-        return {member.name.lstrip("/"): tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+def files() -> dict[str, bytes]:
+    return unpacked(SIGNED.read_bytes())
 
 
 def listed(**hashes: str) -> list[dict[str, str]]:
@@ -60,16 +57,6 @@ def token(payload: Any, key: Any = PRIVATE, algorithm: str = "ES256") -> str:
 
 def signed(payload: Any, contents: Mapping[str, bytes] = FILES, **how: Any) -> dict[str, bytes]:
     return {**contents, SIGNATURES: json.dumps({"signatures": [token(payload, **how)]}).encode()}
-
-
-def archive(contents: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue())
 
 
 def test_what_opa_signs_is_accepted() -> None:
@@ -183,8 +170,8 @@ def test_an_unsigned_token_and_the_key_as_a_secret_are_refused() -> None:
 def test_a_bundle_has_to_be_signed_where_a_key_is_pinned() -> None:
     manifest = {**FILES, ".manifest": b'{"revision": "1"}'}
     with pytest.raises(BundleReadError, match="signature: it is not signed"):
-        parse(archive(manifest), OURS)
-    assert parse(archive(manifest)).revision.startswith("1+")
+        parse(packed(manifest), OURS)
+    assert parse(packed(manifest)).revision.startswith("1+")
 
 
 def test_keys_that_cannot_be_used() -> None:

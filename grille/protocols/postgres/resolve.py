@@ -14,6 +14,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
+from grille.controls import Refusal
 from grille.protocols.postgres.catalog import Catalog, Function, Operator, Type
 
 UNKNOWN: Final = 705
@@ -122,6 +123,20 @@ class Resolver:
         self._listed = {name.partition("(")[0].strip() for name in functions}
 
     # Types
+
+    def type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
+        """OIDs of declared parameter types, each given by its name's parts and whether it is an array of that.
+
+        Raises `Refusal` ST-04 for a type that is not available to agents.
+        """
+        found = []
+        for names, array in types:
+            known = self.type_by_name(names)
+            oid = 0 if known is None else known.array if array else known.oid
+            if not oid:
+                raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
+            found.append(oid)
+        return tuple(found)
 
     def type_by_name(self, names: Sequence[str]) -> Type | None:
         """The type of these name parts.
