@@ -211,10 +211,13 @@ def relation(schema: str, name: str, *, only: bool = False, alias: str = "") -> 
     return var
 
 
-def subselect(targets: Sequence[Node], from_item: Node, where: Node | None, *, fence: bool) -> Any:
-    """``SELECT targets FROM from_item WHERE where [OFFSET 0]`` as a SelectStmt."""
+def subselect(targets: Sequence[Node], from_item: Node | None, where: Node | None, *, fence: bool) -> Any:
+    """``SELECT targets [FROM from_item] [WHERE where] [OFFSET 0]`` as a SelectStmt."""
     select = pb.SelectStmt(
-        target_list=targets, from_clause=[from_item], op=pb.SETOP_NONE, limit_option=pb.LIMIT_OPTION_DEFAULT
+        target_list=targets,
+        from_clause=[] if from_item is None else [from_item],
+        op=pb.SETOP_NONE,
+        limit_option=pb.LIMIT_OPTION_DEFAULT,
     )
     if where is not None:
         select.where_clause.CopyFrom(where)

@@ -398,7 +398,7 @@ ROWS = [
         ("SELECT current_user, current_schema, current_role", [("agent", "public", "agent")]),
         ("SELECT inet_client_addr()", "ST-04"),
         ("SELECT pg_backend_pid()", "ST-04"),
-        ("SELECT current_schemas(true)", "ST-04"),
+        ("SELECT current_schemas(true)", [(["pg_catalog", "public"],)]),
     ),
     row(
         'X93', 'temporal keys and PERIOD', 'ST-05',
@@ -407,13 +407,13 @@ ROWS = [
     ),
     row(
         'X94', "the queries of psql's backslash commands", 'ST-03',
-        ("SELECT n.nspname, c.relname FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','p','')", "ST-03"),
-        ("SELECT r.rolname FROM pg_catalog.pg_roles r", "ST-03"),
-        ("SELECT d.datname FROM pg_catalog.pg_database d", "ST-03"),
-        ("SELECT pg_catalog.pg_get_viewdef('v'::pg_catalog.regclass::pg_catalog.oid, true)", "ST-04"),
+        ("SELECT n.nspname, c.relname FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','p','') AND c.relname IN ('people', 'secrets')", [("public", "people")]),
+        ("SELECT r.rolname FROM pg_catalog.pg_roles r", []),
+        ("SELECT count(*) FROM pg_catalog.pg_database d", [(1,)]),
+        ("SELECT pg_catalog.pg_get_viewdef('v'::pg_catalog.regclass::pg_catalog.oid, true)", [(None,)]),
         ("SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l", "ST-03"),
-        ("SELECT polname, pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy", "ST-03"),
-        why='Introspection is not carried yet: it ends in a denial.',
+        ("SELECT polname, pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy", []),
+        why='Introspection shows what the agent may read, and nothing else.',
     ),
     row(
         'X95', 'names of prepared statements and cursors that carry SQL', 'RO-01',
