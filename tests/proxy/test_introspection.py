@@ -21,6 +21,7 @@ from grille.policies.decision import CachePolicy, ColumnObligation, Decision, Li
 from grille.policies.pdp import Unanswered
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.introspection import LOOKUPS, READABLE, REG_TYPES
+from grille.protocols.postgres.purity import Purity, signature_of
 from grille.proxy import enforcement as module
 from grille.proxy.config import Identity
 from grille.proxy.demo.cluster import Cluster
@@ -311,3 +312,19 @@ def test_many_look_ups_end_in_a_refusal(bench: Bench) -> None:
     sql = "SELECT " + ", ".join(f"to_regclass('t{n}')" for n in range(300))
     with pytest.raises(Refusal, match="at most 200 times"):
         bench.rows(sql)
+
+
+def test_no_function_in_from_has_a_column_of_another_name(bench: Bench) -> None:
+    named = """SELECT p.proname, p.proargnames[cardinality(p.proargnames)] FROM pg_proc p
+               WHERE p.oid < 16384 AND 't' = ANY (p.proargmodes) OR 'o' = ANY (p.proargmodes)"""
+    own = {name: column for name, column in bench.connection.execute(named)}  # noqa: C416
+    purity = Purity(bench.catalog)
+    for function in bench.catalog.functions.values():
+        known = purity.pure(function.oid) or signature_of(bench.catalog, function) in LOOKUPS
+        if known and function.name in own and bench.catalog.types[function.result].kind not in "cp":
+            sql = f"SELECT * FROM {function.name}({', '.join('NULL' for _ in function.arguments)})"
+            try:
+                (prepared,) = asyncio.run(bench.enforcement.prepare(bench.agent, sql))
+            except Refusal:
+                continue
+            assert prepared.plan is not None and f"{function.name}.{own[function.name]}" in prepared.plan.sql, sql

@@ -134,10 +134,17 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 
-_NAMED_VALUE: Final = frozenset(
-    {"json_array_elements", "json_array_elements_text", "jsonb_array_elements", "jsonb_array_elements_text"}
-)
-"""The only functions that agents may call whose one column has a name of its own (an OUT parameter)."""
+_NAMED_COLUMN: Final = {
+    "json_array_elements": "value",
+    "json_array_elements_text": "value",
+    "jsonb_array_elements": "value",
+    "jsonb_array_elements_text": "value",
+    "pg_partition_ancestors": "relid",
+}
+"""The only functions that agents may call whose one column has a name of its own (an OUT parameter).
+
+A column that is not there would be taken for a call: ``f.f`` for ``f(f)``.
+"""
 
 SYSTEM_SCHEMAS: Final = frozenset({"pg_catalog", "information_schema"})
 MAX_LOOKUPS: Final = 200
@@ -1117,6 +1124,7 @@ class Analyzer:
             _refuse_kind(kind_of(call))
         self._closed(function.functions[0].list)
         references, self._references = self._references, {}
+        own = call.func_call.funcname[-1].string.sval
         info = self._expression(call, scope)
         if kind_of(call) != "func_call":
             raise _unsupported("This function in FROM")
@@ -1127,8 +1135,9 @@ class Analyzer:
         alias = function.alias.aliasname if function.HasField("alias") else ""
         names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
         _own_identifier(alias, *names)
-        own = call.func_call.funcname[-1].string.sval
-        column = "value" if own in _NAMED_VALUE else alias or own
+        column = _NAMED_COLUMN.get(own) or alias or own
+        if call.func_call.funcname[-1].string.sval != own and len(names) < 1 + function.ordinality:
+            raise _unsupported(f"{own} in FROM without an alias for each column")
         kind = self._catalog.types.get(info.type or 0)
         if kind is None or kind.kind in "cp":
             raise _unsupported("A function in FROM that returns several columns")
@@ -2106,9 +2115,7 @@ class Analyzer:
         self._result.introspects = True
         self._lookups += 1
         if self._lookups > MAX_LOOKUPS:
-            raise Refusal(
-                "ST-06", f"A statement looks in the catalogue at most {MAX_LOOKUPS} times.", sqlstate="54000"
-            )
+            raise Refusal("ST-06", f"A statement looks in the catalogue at most {MAX_LOOKUPS} times.", sqlstate="54000")
 
     def _aggregates(self, node: Node) -> bool:
         """True if something in `node` may be an aggregate or a window function."""
