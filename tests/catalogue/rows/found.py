@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from tests.catalogue.attacks import columns, rows, wire
-from tests.catalogue.cases import NATIVE, SAME, row, since, tells
+from tests.catalogue.attacks import columns, errors, rows, wire
+from tests.catalogue.cases import NATIVE, SAME, either, row, since, tells
 
 ROWS = [
     row(
@@ -664,5 +664,46 @@ ROWS = [
         ("SELECT id FROM all_notes WHERE id = 77 AND (id = 77) = (1 / (current_date - current_date) > 0)", []),
         ("DELETE FROM people USING branches b WHERE people.id = 77 AND b.id = people.branch AND (people.id = 77) = (1 / (current_date - current_date) > 0)", "DELETE 0"),
         tells(("INSERT INTO people (id, branch) VALUES (77, '0042') ON CONFLICT (id) DO UPDATE SET name = 'x' WHERE (people.name = 'hidden 77') = (1 / (current_date - current_date) > 0)", "RO-02")),
+    ),
+    row(
+        'X128', 'the words of an error of any SQLSTATE', 'UP-02',
+        errors.every_sqlstate_in_words_of_our_own,
+    ),
+    row(
+        'X129', 'errors over governed rows, class by class', 'UP-02',
+        ("SELECT (SELECT id FROM people)", "21000"),
+        ("SELECT score, (SELECT name FROM people p WHERE p.score = q.score) FROM people q", "21000"),
+        ("SELECT 2147483647 + id FROM people WHERE id = 3", "22003"),
+        ("SELECT name::date FROM people WHERE id = 3", "22007"),
+        ("SELECT opened + 2147483647 FROM people WHERE id = 3", "22008"),
+        ("SELECT substring(name FROM 1 FOR -id) FROM people WHERE id = 3", "22011"),
+        ("SELECT 1 / (id - 3) FROM people", "22012"),
+        ("SELECT 1 / (id - 77) FROM people WHERE id = 77", []),
+        ("SELECT name LIKE 'a' ESCAPE note FROM people WHERE id = 3", "22025"),
+        ("SELECT name LIKE '%' || chr(92) FROM people WHERE id = 3", "22025"),
+        ("SELECT chr(-id) FROM people WHERE id = 3", either("22023", "54000")),
+        ("SELECT ln(id - 3) FROM people WHERE id = 3", "2201E"),
+        ("SELECT sqrt(-id) FROM people WHERE id = 3", "2201F"),
+        ("SELECT width_bucket(id, 1, 1, 1) FROM people WHERE id = 3", "2201G"),
+        ("SELECT id FROM people LIMIT -1", "2201W"),
+        ("SELECT id FROM people OFFSET -1", "2201X"),
+        ("SELECT name ~ '(' FROM people WHERE id = 3", "2201B"),
+        ("SELECT name::int FROM people WHERE id = 3", "22P02"),
+        ("SELECT name::uuid FROM people WHERE id = 3", "22P02"),
+        ("SELECT name::jsonb FROM people WHERE id = 3", "22P02"),
+        ("SELECT decode(name, 'hex') FROM people WHERE id = 3", "22023"),
+        ("SELECT convert_from(decode('ff', 'hex'), 'UTF8')", "22021"),
+        ("SELECT ARRAY[ARRAY[id], ARRAY[id, score]] FROM people WHERE id = 3", "2202E"),
+        ("INSERT INTO checked VALUES (90, '0042', NULL)", "23502"),
+        ("INSERT INTO checked VALUES (1, '0042', 'x')", "23505"),
+        ("INSERT INTO checked VALUES (91, '0042', 'forbidden')", "23514"),
+        [("BEGIN READ ONLY", "BEGIN"), ("INSERT INTO checked VALUES (92, '0042', 'x')", "25006"), ("SELECT 1", "WP-01"), ("ROLLBACK", "ROLLBACK")],
+        ("FETCH nothing", "WP-01"),
+        [("BEGIN", "BEGIN"), ("ROLLBACK TO SAVEPOINT nothing", either("3B001", "WP-01"))],
+        ("SELECT id FROM people GROUP BY branch", "42803"),
+    ),
+    row(
+        'X130', 'errors of two sessions at once', 'UP-02',
+        errors.two_at_once,
     ),
 ]  # fmt: skip
