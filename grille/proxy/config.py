@@ -224,6 +224,15 @@ class Audit(_Section, frozen=True, kw_only=True):
     """Size at which the next file of a chain is begun."""
 
 
+class Quotas(_Section, frozen=True, kw_only=True):
+    """Limits of a decision that span statements.  All workers of a node count together; nodes know nothing of each
+    other: each allows the whole limit."""
+
+    keys: Annotated[int, Meta(ge=1000, le=1_000_000_000)] = 1_000_000
+    """Keys that are remembered for an hour, of all agents together, for ``distinct_keys_per_hour``: 24 bytes each.
+    When there is no room, statements that would read more are refused."""
+
+
 class Admin(_Section, frozen=True, kw_only=True):
     """Metrics and health."""
 
@@ -257,6 +266,7 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
     admin: Admin = Admin()
+    quotas: Quotas = Quotas()
     process: Process = Process()
 
     @functools.cached_property

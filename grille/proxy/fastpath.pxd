@@ -40,6 +40,7 @@ cdef class Item:
     cdef public str tag
     cdef public double tokenize
     cdef public str intent
+    cdef public long counted
 
 
 cdef class Unit:
@@ -109,7 +110,7 @@ cdef class Lane:
     cdef object _waiter
     cdef object _timer
     cdef list _out
-    cdef bint _entered
+    cdef long _entered
     cdef bint _closed
     cdef set _learned
     cdef object _settings

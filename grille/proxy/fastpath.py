@@ -169,6 +169,8 @@ class Item:
         self.tag = ""
         self.tokenize = 0.0
         self.intent = ""
+        self.counted = 0
+        """What `Quotas.count` said."""
 
 
 class Unit:
@@ -406,8 +408,8 @@ class Lane:
         """The session's next statement has waited for room."""
         self._timer: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
-        self._entered = False
-        """The agent's running statements count this session."""
+        self._entered = 0
+        """The limit under which the agent's running statements count this session; 0: they do not."""
         self._closed = False
         self._learned: set[Ready] = set()
         self._settings: Settings | None = None
@@ -535,9 +537,7 @@ class Lane:
         if stream.tap is self:
             stream.tap = None
         self._disarm()
-        if self._entered:
-            self._entered = False
-            self._services.quotas.leave(self._spiffe_id)
+        self._leave()
         stream.resume()
         if data:
             stream.give_back(data)
@@ -686,6 +686,8 @@ class Lane:
         prepared = ready.prepared
         limits = prepared.limits
         values = item.values
+        if limits.distinct_keys_per_hour is not None and plan.returns_rows:
+            return False  # the session counts keys
         if plan.encode:
             if prepared.understood.is_template:  # it was prepared with the constants of an earlier text
                 prepared = msgspec.structs.replace(prepared, constants=tuple(values))
@@ -818,23 +820,34 @@ class Lane:
     def _enter(self, items: list[Item]) -> bool:
         """Count the unit against its agent's limits.  False if the session has to refuse it."""
         quotas = self._services.quotas
-        counted = 0
         try:
-            if not self._entered:
-                quotas.enter(self._spiffe_id, items[0].ready.prepared.limits)
-                self._entered = True
             for item in items:
-                quotas.count(self._spiffe_id, item.ready.prepared.limits)
-                counted += 1
+                limits = item.ready.prepared.limits
+                limit = limits.concurrent
+                if limit is not None and not 0 < self._entered <= limit:
+                    quotas.enter(self._spiffe_id, limit, again=self._entered > 0)
+                    self._entered = limit
+                if limits.statements_per_minute is not None:
+                    item.counted = quotas.count(self._spiffe_id, limits)
         except Refusal:
-            self._uncount(items[:counted])
+            self._uncount(items)
+            if self._entered and not self.units:
+                self._leave()
             return False
         return True
 
     def _uncount(self, items: list[Item]) -> None:
         """The session counts these, when it runs them."""
         for item in items:
-            self._services.quotas.uncount(self._spiffe_id, item.ready.prepared.limits)
+            if item.counted:
+                self._services.quotas.uncount(self._spiffe_id, item.counted)
+                item.counted = 0
+
+    def _leave(self) -> None:
+        """Nothing of this client runs any more."""
+        if self._entered:
+            self._entered = 0
+            self._services.quotas.leave(self._spiffe_id)
 
     def _begin(self, unit: Unit) -> None:
         """The unit is in flight from here on."""
@@ -1268,9 +1281,7 @@ class Lane:
             self._count(unit, audited)
         if units:
             return
-        if self._entered:
-            self._entered = False
-            self._services.quotas.leave(self._spiffe_id)
+        self._leave()
         if self._closed:
             return
         if self._slow:

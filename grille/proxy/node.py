@@ -27,6 +27,7 @@ import msgspec
 import grille
 from grille import __version__, build
 from grille.proxy import config as configuration
+from grille.proxy import quota
 from grille.proxy.config import MOST_WORKERS, Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
 
@@ -167,6 +168,10 @@ class Assignment(msgspec.Struct, frozen=True):
     number: int
     workers: int
     directory: str
+    quotas: int
+    """Descriptor of the node's counters: `grille.proxy.quota`."""
+    salt: bytes
+    """Under which they keep keys."""
     config: msgspec.Raw
 
 
@@ -189,6 +194,7 @@ class Node:
         self._all_reported: asyncio.Future[None] | None = None
         self._report_lock = asyncio.Lock()
         self._announced = False
+        self._salt = os.urandom(32)
         self._fetch: BundleFetch | None = None
         if config.policy.bundle_url:
             from grille.proxy.bundle_fetch import BundleFetch  # its HTTP client takes a while to import
@@ -201,6 +207,9 @@ class Node:
         async with contextlib.AsyncExitStack() as stack:
             reservation, self._config = _reserve(self._config)
             stack.callback(reservation.close)
+            self._quotas = quota.create(self._count, self._config.quotas.keys)
+            stack.callback(os.close, self._quotas)
+            self._counters = quota.Table(self._quotas, self._count, self._config.quotas.keys)
             directory = Path(tempfile.mkdtemp(prefix="grille-"))
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             local = self._local = LocalSocket(directory, NODE, self._received)
@@ -249,7 +258,7 @@ class Node:
         """Start a worker, and start it again when it dies, until the node drains."""
         failures = 0
         assignment = msgspec.json.encode(
-            Assignment(number, self._count, str(directory), msgspec.Raw(encode(self._config)))
+            Assignment(number, self._count, str(directory), self._quotas, self._salt, msgspec.Raw(encode(self._config)))
         )
         while not self._draining:
             begun = time.monotonic()
@@ -274,7 +283,7 @@ class Node:
         """One life of a worker; its exit status.  Raises OSError if it cannot be started."""
         environment = {**os.environ, "PYTHONPATH": _import_path()}
         process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=asyncio.subprocess.PIPE, process_group=0, env=environment
+            *_COMMAND, stdin=asyncio.subprocess.PIPE, process_group=0, env=environment, pass_fds=(self._quotas,)
         )
         self._processes[number] = process
         try:
@@ -289,6 +298,7 @@ class Node:
             if process.stdin is not None:
                 process.stdin.close()
             self._started.discard(number)
+            self._counters.forget(number)
             del self._processes[number]
 
     def _drain(self) -> None:

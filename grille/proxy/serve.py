@@ -51,8 +51,9 @@ from grille.proxy.node import (
     worker_name,
 )
 from grille.proxy.pipe import SharedPipes, Turn
+from grille.proxy.quota import Quotas, Table
 from grille.proxy.recorder import Recorder
-from grille.proxy.services import CancelTable, Quotas, Services
+from grille.proxy.services import CancelTable, Services
 from grille.proxy.session import Session
 from grille.proxy.telemetry import Metrics, start_logging
 from grille.proxy.tls import CertificateError, Certificates
@@ -73,8 +74,11 @@ _POOL_SECONDS: Final = 2.0
 class Worker:
     """One worker, from its first file read to its last event."""
 
-    def __init__(self, config: Config, number: int = 0, workers: int = 1) -> None:
-        """Reads keys, certificates and the policy bundle.  Raises `ConfigError`.  The event loop must be running."""
+    def __init__(self, config: Config, number: int = 0, workers: int = 1, quotas: Quotas | None = None) -> None:
+        """Reads keys, certificates and the policy bundle.  Without ``quotas`` this worker has counters of its own.
+
+        Raises `ConfigError`.  The event loop must be running.
+        """
         self.config = config
         self.number = number
         self.metrics = Metrics()
@@ -85,6 +89,7 @@ class Worker:
         """This worker's end of the node's local socket; its datagrams go to `received`."""
         self._drains: set[asyncio.Task[None]] = set()
         self._workers = workers
+        self._quotas = Quotas() if quotas is None else quotas
         self._provider = keys.token_provider(config)
         self._signing_key = keys.signing_key(config)
         try:
@@ -341,7 +346,7 @@ class Worker:
             cancels=CancelTable(self.number, forward),
             server_version=lambda name: _version(self._catalog_of(name)().server_version),
             refresh=self._refresh_catalog,
-            quotas=Quotas(self._workers),
+            quotas=self._quotas,
         )
 
     def _catalog_of(self, name: str) -> Callable[[], Catalog]:
@@ -497,7 +502,10 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 async def _serve(config: Config, assignment: Assignment) -> int:
     """Join the node, run, and obey its datagrams and signals."""
     loop = asyncio.get_running_loop()
-    worker = Worker(config, assignment.number, assignment.workers)
+    table = Table(assignment.quotas, assignment.workers, config.quotas.keys)
+    os.close(assignment.quotas)
+    quotas = Quotas(table, assignment.number, assignment.salt)
+    worker = Worker(config, assignment.number, assignment.workers, quotas)
     local = worker.local = LocalSocket(Path(assignment.directory), worker_name(assignment.number), worker.received)
 
     def node_ended() -> None:

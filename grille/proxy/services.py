@@ -1,4 +1,4 @@
-"""What the sessions of one worker share: cancel keys, quotas, and the parts that serve them all."""
+"""What the sessions of one worker share: cancel keys, and the parts that serve them all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import asyncio
 import hmac
 import itertools
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from grille.controls import Refusal
-from grille.policies.decision import Limits
 from grille.protocols.postgres.messages import BackendKeyData
 from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement
+from grille.proxy.identity import Agent
 from grille.proxy.pipe import SharedPipes
+from grille.proxy.quota import QuotaReached, Quotas
 from grille.proxy.recorder import Recorder
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import UpstreamPool
@@ -83,59 +82,6 @@ class CancelTable:
         return False
 
 
-class Quotas:
-    """The counters behind limits that span statements, by SPIFFE id; a worker gets its share of each."""
-
-    def __init__(self, workers: int = 1) -> None:
-        self._workers = max(1, workers)
-        self._running: dict[str, int] = {}
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def count(self, spiffe_id: str, limits: Limits) -> None:
-        """Count one statement against its agent's rate.  Raises `Refusal` AC-06."""
-        if limits.statements_per_minute is None:
-            return
-        size = max(1.0, limits.statements_per_minute / self._workers)
-        now = time.monotonic()
-        tokens, since = self._buckets.get(spiffe_id, (size, now))
-        tokens = min(size, tokens + (now - since) * size / 60)
-        if tokens < 1:
-            self._buckets[spiffe_id] = (tokens, now)
-            raise Refusal(
-                "AC-06",
-                f"you have run more than {limits.statements_per_minute} statements a minute",
-                sqlstate="53400",
-                hint=f"Wait {60 / size:.1f} seconds between statements.",
-            )
-        self._buckets[spiffe_id] = (tokens - 1, now)
-
-    def uncount(self, spiffe_id: str, limits: Limits) -> None:
-        """Take back one `count`: the statement is counted again when it runs."""
-        found = self._buckets.get(spiffe_id)
-        if limits.statements_per_minute is not None and found is not None:
-            self._buckets[spiffe_id] = (found[0] + 1, found[1])
-
-    def enter(self, spiffe_id: str, limits: Limits) -> None:
-        """Count a session that begins to run statements; pairs with `leave`.  Raises `Refusal` AC-06."""
-        running = self._running.get(spiffe_id, 0)
-        if limits.concurrent is not None and running >= max(1, limits.concurrent // self._workers):
-            raise Refusal(
-                "AC-06",
-                f"more than {limits.concurrent} statements of yours would run at the same time",
-                sqlstate="53300",
-                hint="Wait for the ones that are running.",
-            )
-        self._running[spiffe_id] = running + 1
-
-    def leave(self, spiffe_id: str) -> None:
-        """Count a session that has ended its unit."""
-        running = self._running.get(spiffe_id, 0) - 1
-        if running > 0:
-            self._running[spiffe_id] = running
-        else:
-            self._running.pop(spiffe_id, None)
-
-
 @dataclass(eq=False)
 class Services:
     """What a worker's sessions share.  Mappings are by the configured database name."""
@@ -155,6 +101,8 @@ class Services:
     quotas: Quotas = field(default_factory=Quotas)
     pipes: Mapping[str, SharedPipes] = field(default_factory=dict)
     """The shared pipes of each database; a database that has none is served without the fast path."""
+    on_quota: Callable[[Agent, str, QuotaReached], None] = lambda agent, session, reached: None
+    """Hears of each statement that a quota refuses: whose, in which session, and why."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     def drain(self) -> None:

@@ -82,6 +82,7 @@ from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
 from grille.proxy.isolated import Isolated
 from grille.proxy.passthrough import Passthrough, PrivateConnection, ServerRefused
+from grille.proxy.quota import QuotaReached
 from grille.proxy.relay import (
     STREAM_BYTES,
     ClientGone,
@@ -161,6 +162,8 @@ class Session:
 
     __slots__ = (
         "_before",
+        "_counted",
+        "_cut",
         "_ending",
         "_enforcement",
         "_engaged",
@@ -236,6 +239,8 @@ class Session:
         self._half_since: float | None = None
         """When the first byte came of a message that is not whole yet."""
         self._ending = False
+        self._cut: Refusal | None = None
+        """Why the session has to end at once."""
         self._passthrough: Passthrough | None = None
         """What carries the session instead, if nothing of it is governed."""
         # the transaction
@@ -259,8 +264,10 @@ class Session:
         """A message of this unit failed."""
         self._poison = False
         """Upstream must be made to fail before this unit ends."""
-        self._entered = False
-        """This unit counts as running."""
+        self._entered = 0
+        """The limit under which this unit counts as running; 0: it does not."""
+        self._counted: list[int] = []
+        """What `Quotas.count` said of its statements."""
         self._open = False
         """A message of this unit has been read."""
         self._unit: list[tuple[int, bytes]] = []
@@ -1029,11 +1036,23 @@ class Session:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
         self._check_room()
         quotas, limits = self.services.quotas, portal.prepared.limits
-        if not self._entered:
-            # A session runs one statement at a time, however many it has queued.
-            quotas.enter(self.agent.spiffe_id, limits)
-            self._entered = True
-        quotas.count(self.agent.spiffe_id, limits)
+        limit = limits.concurrent
+        try:
+            if limit is not None and not 0 < self._entered <= limit:
+                # A session runs one statement at a time, however many it has queued.
+                quotas.enter(self.agent.spiffe_id, limit, again=self._entered > 0)
+                self._entered = limit
+            if limits.statements_per_minute is not None:
+                self._counted.append(quotas.count(self.agent.spiffe_id, limits))
+        except QuotaReached as reached:
+            self.quota_reached(portal.prepared, reached)
+            raise
+
+    def quota_reached(self, prepared: Prepared, reached: QuotaReached) -> None:
+        """Tell of a statement that a quota refuses."""
+        if prepared.verdict is not None:
+            reached.decision_id = prepared.verdict.id
+        self.services.on_quota(self.agent, self._id, reached)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> Step:
         run = Run(portal)
@@ -1298,11 +1317,12 @@ class Session:
         self._repeatable = True
         self._unit_bytes = self._pending_bytes = 0
         self._undo.clear()
+        self._counted.clear()
 
     def _leave_quotas(self) -> None:
         if self._entered:
             self.services.quotas.leave(self.agent.spiffe_id)
-            self._entered = False
+            self._entered = 0
 
     def _release_connection(self) -> None:
         connection, self.relay.connection = self.relay.connection, None
@@ -1345,6 +1365,8 @@ class Session:
         self._release()
         unit = self._unit.copy()
         self._leave_quotas()
+        for second in self._counted:
+            self.services.quotas.uncount(self.agent.spiffe_id, second)
         self._reset_unit()
         self._retried = True
         await self.services.refresh(self.agent.database)

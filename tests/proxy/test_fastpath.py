@@ -57,8 +57,9 @@ from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listen
 from grille.proxy.enforcement import Prepared, Ready, Understood
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.pipe import SharedPipes, Turn
+from grille.proxy.quota import Quotas
 from grille.proxy.recorder import Recorder
-from grille.proxy.services import CancelTable, Quotas, Services
+from grille.proxy.services import CancelTable, Services
 from grille.proxy.session import Session
 from grille.proxy.stream import ByteStream
 from grille.proxy.telemetry import Metrics

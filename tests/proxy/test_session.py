@@ -47,7 +47,7 @@ from grille.proxy.demo.cluster import Cluster
 from grille.proxy.enforcement import Prepared, Understood
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.recorder import Recorder
-from grille.proxy.services import CancelTable, Quotas, Services
+from grille.proxy.services import CancelTable, Services
 from grille.proxy.session import Session
 from grille.proxy.stream import ByteStream
 from grille.proxy.telemetry import Metrics
@@ -1335,25 +1335,8 @@ async def test_concurrent_statements(world: World) -> None:
     await until(lambda: world.services.pools["bank"].counts.in_use == 1)
     assert error(await second.query("SELECT 1"))["C"] == "53300"
     first.writer.close()  # what runs for a client that has left is cancelled
-    await until(lambda: not world.services.quotas._running)
+    await until(lambda: not world.services.quotas.running(SPIFFE_ID))
     assert kinds(await second.query("SELECT 1")) == "TDCZ"
-
-
-def test_quotas_are_divided_among_workers() -> None:
-    quotas = Quotas(workers=2)
-    limits = Limits(concurrent=4, statements_per_minute=4)
-    quotas.enter("a", limits)
-    quotas.enter("a", limits)
-    with pytest.raises(Refusal, match="same time"):
-        quotas.enter("a", limits)
-    quotas.enter("b", limits)
-    quotas.leave("a")
-    quotas.enter("a", limits)
-    quotas.count("a", limits)
-    quotas.count("a", limits)
-    with pytest.raises(Refusal, match="a minute"):
-        quotas.count("a", limits)
-    quotas.count("b", limits)
 
 
 async def test_a_large_result_is_streamed_behind_an_intent(world: World) -> None:
