@@ -15,6 +15,7 @@ CONTROLS: Final[dict[str, str]] = {
     "ID-04": "startup parameters are rebuilt from an allow-list",
     "ID-05": "an identity must be registered before it may connect",
     "ID-06": "a session ends when its certificate does",
+    "ID-07": "a revoked identity has no session",
     "WP-01": "a malformed message closes the connection",
     "WP-02": "a protocol feature that is not carried is refused",
     "WP-03": "sizes are limited before memory is taken",

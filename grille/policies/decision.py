@@ -56,7 +56,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
     statements_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
     concurrent: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    distinct_keys_per_hour: int | None = None
+    distinct_keys_per_hour: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class CachePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -94,6 +94,4 @@ def obligations_not_enforced(decision: Decision) -> str | None:
         return "passthrough"
     if decision.isolated:
         return "an isolated connection"
-    if decision.limits.distinct_keys_per_hour is not None:
-        return "a limit on distinct keys"
     return None

@@ -19,6 +19,7 @@ from grille.protocols.postgres.purity import normal_signature
 from grille.proxy import keys
 from grille.proxy.catalog import connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
+from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamConnection
 
@@ -68,6 +69,7 @@ async def check(config: Config, out: TextIO) -> int:
     report.ok("configuration", f"{len(config.identities)} identities, fingerprint {config.fingerprint[:16]}")
     _keys(config, report)
     _certificate(config, report)
+    _revocations(config, report)
     _audit(config, report)
     await _policy(config, report)
     catalogs = [await _database(database, report) for database in config.databases]
@@ -159,6 +161,18 @@ def _certificate(config: Config, report: Report) -> None:
             report.ok(f"trust domain {name}", f"{len(bundle)} CA certificate{'s' if len(bundle) > 1 else ''}")
         else:
             report.warn(f"trust domain {name}", "its bundle is empty, so it distrusts everybody")
+
+
+def _revocations(config: Config, report: Report) -> None:
+    path = config.listener.revocations
+    if path is None:
+        return
+    try:
+        revocations = Revocations(path)
+    except RevocationError as error:
+        report.fail("revocations", str(error), "")
+    else:
+        report.ok(f"revocations {path}", f"{len(revocations)} entries")
 
 
 def _audit(config: Config, report: Report) -> None:

@@ -46,8 +46,8 @@ and cleans up, unless --keep is given: then it prints a psql line, a psycopg sni
 _SERVE = """\
 Runs the node: one worker process a core, all on one port.  Logs JSON lines to standard error; the
 line with message "serving" names the ports.  SIGTERM drains (transactions in flight finish, new ones
-are refused with 57P01), a second SIGTERM ends at once; SIGHUP reloads the policy bundle and the
-certificates.  /metrics, /livez and /readyz are on the admin listener.
+are refused with 57P01), a second SIGTERM ends at once; SIGHUP reloads the policy bundle, the
+certificates and the revocations.  /metrics, /livez and /readyz are on the admin listener.
 """
 
 _CHECK = """\

@@ -56,6 +56,9 @@ class Listener(_Section, frozen=True, kw_only=True):
     """Largest message an agent may send; a larger one closes its connection."""
     max_statement_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024
     """Longest SQL text; a longer one is refused before it is parsed."""
+    revocations: Path | None = None
+    """File of agents that may not connect: a line for each SPIFFE ID (exact, or with ``/*`` at the end) or certificate
+    (``sha256:`` and its hash).  It is looked at every second, and the sessions of who is new in it end."""
 
 
 class TrustDomain(_Section, frozen=True, kw_only=True):
@@ -225,12 +228,17 @@ class Audit(_Section, frozen=True, kw_only=True):
 
 
 class Quotas(_Section, frozen=True, kw_only=True):
-    """Limits of a decision that span statements.  All workers of a node count together; nodes know nothing of each
-    other: each allows the whole limit."""
+    """Limits of a decision that span statements: what all workers of this node remember, and what follows a limit that
+    is reached.  Nodes know nothing of each other: each allows the whole limit."""
 
     keys: Annotated[int, Meta(ge=1000, le=1_000_000_000)] = 1_000_000
     """Keys that are remembered for an hour, of all agents together, for ``distinct_keys_per_hour``: 24 bytes each.
     When there is no room, statements that would read more are refused."""
+    cut_off: tuple[Literal["statements_per_minute", "concurrent", "distinct_keys_per_hour"], ...] = ()
+    """An agent that reaches one of these limits loses its sessions, and gets no other, on this node, for
+    ``cut_off_seconds``.  Empty: its statement is refused, and nothing more."""
+    cut_off_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 900
+    """How long such an agent is kept out."""
 
 
 class Admin(_Section, frozen=True, kw_only=True):
@@ -505,6 +513,8 @@ def _policy_server(policy: Policy) -> Iterator[Problem]:
 def _listener(config: Config) -> Iterator[Problem]:
     yield from _file("listener.certificate", config.listener.certificate)
     yield from _secret("listener.key", config.listener.key)
+    if config.listener.revocations is not None:
+        yield from _file("listener.revocations", config.listener.revocations)
 
 
 def _identities(config: Config) -> Iterator[Problem]:

@@ -121,6 +121,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "column.",
     "CO-04": "Write a value of your own instead of one that is read from a masked column.",
     "ID-06": "Connect again with a valid certificate.",
+    "ID-07": "Ask the operator of this proxy: this identity, or its certificate, was taken out of service.",
     "OP-01": "Connect again: another node, or this one after its restart, will answer.",
     "RO-02": "The row as written would be outside of what you may see. Write rows inside your own scope only.",
     "ST-01": "Correct the statement and send it again.",

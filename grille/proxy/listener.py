@@ -62,9 +62,11 @@ class Listener:
         *,
         cancel: Callable[[int, bytes], object],
         on_refused: Callable[[str, str, str], None],
+        admit: Callable[[Agent], None] = lambda agent: None,
     ) -> None:
         """``cancel`` gets process id and secret, and does no more than they allow.  ``on_refused`` gets peer, control
-        and reason of every connection that was not let become a session.
+        and reason of every connection that was not let become a session.  ``admit`` raises `Refusal` for an agent that
+        may have no session now.
         """
         self._settings = settings
         self._certificates = certificates
@@ -72,6 +74,7 @@ class Listener:
         self._session_factory = session_factory
         self._cancel = cancel
         self._on_refused = on_refused
+        self._admit = admit
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -264,6 +267,7 @@ class Listener:
     def _authenticate(self, chain: list[bytes]) -> Agent:
         """Who shook hands.  Raises `Refusal`."""
         agent = identify(chain, self._certificates.current.bundles, self._registry)
+        self._admit(agent)
         if self._draining:
             raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
         if len(self.sessions) >= self._settings.max_connections:

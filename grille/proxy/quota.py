@@ -256,8 +256,7 @@ class Table:
                 stamp = self.numbers[stamps + way]
                 if stamp + HOUR >= period:
                     return start // 4 + way, stamp
-                if start // 4 + way not in fresh:
-                    return start // 4 + way, 0
+                break
         for way, stamp in enumerate(self.numbers[stamps : stamps + _WAYS]):
             if stamp + HOUR < period and start // 4 + way not in fresh:
                 return start // 4 + way, 0

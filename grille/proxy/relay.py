@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from grille.proxy.answers import Answer
     from grille.proxy.enforcement import Enforcement, Prepared, Ready
     from grille.proxy.identity import Agent
+    from grille.proxy.shown import Shown
     from grille.proxy.upstream import UpstreamConnection
 
 STREAM_BYTES: Final = 1024 * 1024
@@ -289,12 +290,14 @@ class Relay:
     """The upstream side of one session.
 
     ``keep_intent`` keeps the intent event of a run, and ``permitted`` says which object names the agent may be told.
+    ``count_keys`` counts what rows show before they are released, and raises `Refusal` if that is too much.
     """
 
     __slots__ = (
         "_agent",
         "_cancelling",
         "_client",
+        "_count_keys",
         "_current",
         "_enforcement",
         "_keep_intent",
@@ -302,6 +305,7 @@ class Relay:
         "_refusal",
         "_rows",
         "_rows_bytes",
+        "_shown",
         "_timed_out",
         "_timer",
         "_unnamed",
@@ -321,8 +325,12 @@ class Relay:
         enforcement: Enforcement,
         permitted: Permitted,
         keep_intent: Callable[[Run], Awaitable[None]],
+        shown: Shown | None = None,
+        count_keys: Callable[[Portal, list[list[bytes | None]]], None] = lambda portal, rows: None,
     ) -> None:
         self._agent = agent
+        self._shown = shown
+        self._count_keys = count_keys
         self._client = client
         self._enforcement = enforcement
         self._permitted = permitted
@@ -519,6 +527,7 @@ class Relay:
             self._arm(steps, number + 1)
         elif kind == ROW_DESCRIPTION:
             plan = step.plan
+            self._learn(step, payload)
             if plan is not None and plan.swallow_rows:
                 if shown and not (step.portal is not None and step.portal.simple):
                     out += NO_DATA
@@ -537,6 +546,14 @@ class Relay:
             types = ParameterDescription.decode(payload).types
             out += ParameterDescription(types[: step.parameters]).encode()
 
+    def _learn(self, step: Step, payload: bytes) -> None:
+        """Note where the columns of a result come from whose keys are counted."""
+        prepared = step.portal.prepared if step.portal is not None else None
+        if prepared is None or prepared.limits.distinct_keys_per_hour is None or self._shown is None:
+            return
+        if prepared.plan is not None:
+            self._shown.describe(prepared.plan, payload)
+
     async def _row(self, step: Step, payload: bytes) -> None:
         portal, run, plan = step.portal, step.run, step.plan
         if plan is None or portal is None or plan.swallow_rows or run is None:
@@ -550,7 +567,7 @@ class Relay:
         if limits.rows is not None and counter.rows > limits.rows:
             self._refuse(run, _too_many_rows(limits.rows))
             return
-        if plan.results and any(plan.results):
+        if (plan.results and any(plan.results)) or limits.distinct_keys_per_hour is not None:
             row = list(decode_data_row(payload))
             del row[: plan.hidden_columns]
             self._rows.append(row)
@@ -577,6 +594,8 @@ class Relay:
         formats = (0,) * width if not formats else formats * width if len(formats) == 1 else formats
         began = time.perf_counter()
         try:
+            if portal.prepared.limits.distinct_keys_per_hour is not None:
+                self._count_keys(portal, rows)
             released = await self._enforcement.release(self._agent, portal.prepared, rows, formats)
         except Refusal as refusal:
             self._refuse(run, refusal)
@@ -788,7 +807,8 @@ def may_refuse(prepared: Prepared) -> bool:
     plan, limits = prepared.plan, prepared.limits
     if plan is not None and plan.writes and plan.keyed and not plan.returns_rows:
         return limits.rows is not None and limits.rows < MAX_LISTED
-    return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
+    counted = limits.rows is not None or limits.bytes is not None or limits.distinct_keys_per_hour is not None
+    return plan is not None and (counted or any(plan.results))
 
 
 @functools.lru_cache(maxsize=4096)

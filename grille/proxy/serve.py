@@ -34,7 +34,7 @@ from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import CatalogWatch
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
-from grille.proxy.identity import Registry
+from grille.proxy.identity import Agent, Registry
 from grille.proxy.listener import Listener
 from grille.proxy.node import (
     NODE,
@@ -51,10 +51,12 @@ from grille.proxy.node import (
     worker_name,
 )
 from grille.proxy.pipe import SharedPipes, Turn
-from grille.proxy.quota import Quotas, Table
+from grille.proxy.quota import QuotaReached, Quotas, Table
 from grille.proxy.recorder import Recorder
+from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.services import CancelTable, Services
 from grille.proxy.session import Session
+from grille.proxy.shown import Shown
 from grille.proxy.telemetry import Metrics, start_logging
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamPool
@@ -69,6 +71,17 @@ GC_OBJECTS: Final = 20_000
 """New objects between two looks for cycles; few are left behind by statements."""
 REFUSALS_PER_SECOND: Final = 10
 _POOL_SECONDS: Final = 2.0
+_AGENTS_SECONDS: Final = 1.0
+_HYPOTHESES: Final = {
+    "statements_per_minute": "an agent or its tool repeats a statement without waiting, or guesses values one by one",
+    "concurrent": "an agent starts more work at once than its task needs, or its certificate is used in several places",
+    "distinct_keys_per_hour": "an agent copies a relation in small bites, because it was turned by what it read or "
+    "its certificate is in other hands, or its task needs more than its policy gives",
+}
+_NEXT_STEP: Final = (
+    "read what it ran (grille audit show --agent {agent} --since {since}); if that is not its task, add it to "
+    "listener.revocations, which ends its sessions; if it is, raise limits.{quota} in its policy"
+)
 
 
 class Worker:
@@ -94,8 +107,11 @@ class Worker:
         self._signing_key = keys.signing_key(config)
         try:
             self._certificates = Certificates(config.listener, config.trust_domains, on_reload=self._on_certificates)
+            self._revocations = Revocations(config.listener.revocations)
         except CertificateError as error:
             raise ConfigError("listener", [Problem("listener", "", str(error), "")]) from None
+        except RevocationError as error:
+            raise ConfigError("listener", [Problem("listener.revocations", "", str(error), "")]) from None
         self._policy: BundleWatch | PolicyServer
         if config.policy.server_url:
             from grille.proxy.policy_server import PolicyServer  # its HTTP client takes a while to import
@@ -141,6 +157,8 @@ class Worker:
             found.append(f"policy: {self._policy.problem}")
         if self._certificates.not_after <= dt.datetime.now(dt.UTC):
             found.append("certificate: it has expired")
+        if self._revocations.problem:
+            found.append(f"revocations: {self._revocations.problem}")
         for name in self._catalogs:
             if self._catalog_problems[name]:
                 found.append(f"database {name}: {self._catalog_problems[name]}")
@@ -177,6 +195,7 @@ class Worker:
             tasks = [
                 asyncio.create_task(self._policy.watch()),
                 asyncio.create_task(self._certificates.watch()),
+                asyncio.create_task(self._watch_agents()),
                 *(asyncio.create_task(self._watch_catalog(each.name, each)) for each in self.config.databases),
             ]
             stack.push_async_callback(_cancel, tasks)
@@ -189,6 +208,7 @@ class Worker:
                 lambda stream, agent, _: Session(stream, agent, services),
                 cancel=services.cancels.cancel,
                 on_refused=self._on_refused,
+                admit=self._admit,
             )
             stack.push_async_callback(self._listener.close)
             self.port = await self._listener.start()
@@ -218,9 +238,10 @@ class Worker:
         self._stopped.set()
 
     def reload(self) -> None:
-        """Look at the policy bundle and the certificates now."""
+        """Look at the policy bundle, the certificates and the revocations now."""
         self._policy.reload()
         self._certificates.reload()
+        self._look_at_agents()
 
     def begin_drain(self, seconds: float | None = None) -> None:
         """`drain` in the background; as long as the configuration says, if no time is given."""
@@ -347,6 +368,8 @@ class Worker:
             server_version=lambda name: _version(self._catalog_of(name)().server_version),
             refresh=self._refresh_catalog,
             quotas=self._quotas,
+            on_quota=self._on_quota,
+            shown={database.name: Shown(self._catalog_of(database.name)) for database in config.databases},
         )
 
     def _catalog_of(self, name: str) -> Callable[[], Catalog]:
@@ -423,6 +446,103 @@ class Worker:
             )
         )
 
+    # who may have a session
+
+    def _admit(self, agent: Agent) -> None:
+        """Raises `Refusal` (fatal) for an agent that may have no session now."""
+        if self._revocations.revoked(agent):
+            raise Refusal(
+                "ID-07",
+                "this identity, or this certificate, is revoked",
+                sqlstate="28000",
+                fatal=True,
+            )
+        seconds = self._quotas.cut_off(agent.spiffe_id)
+        if seconds:
+            raise Refusal(
+                "AC-06",
+                "you have been cut off, because you reached a limit of your policy",
+                sqlstate="53400",
+                hint=f"Connect again in {seconds} seconds, or ask the owner of this policy.",
+                fatal=True,
+            )
+
+    async def _watch_agents(self) -> None:
+        """Look every second, until cancelled."""
+        while True:
+            await asyncio.sleep(_AGENTS_SECONDS)
+            self._quotas.tick()
+            self._look_at_agents()
+
+    def _look_at_agents(self) -> None:
+        """End the sessions of who was revoked or cut off since the last look."""
+        changed = self._revocations.poll()
+        if changed:
+            fields = {"entries": len(self._revocations), "problem": self._revocations.problem}
+            log.log(
+                logging.ERROR if self._revocations.problem else logging.INFO,
+                "the revocations changed", extra={"fields": fields},
+            )  # fmt: skip
+            self._note("revocations", self._revocations.problem or f"{len(self._revocations)} entries")
+        if not self._quotas.new_cuts() and not changed:
+            return
+        for session in tuple(self._listener.sessions) if self._listener is not None else ():
+            if isinstance(session, Session):
+                try:
+                    self._admit(session.agent)
+                except Refusal as refusal:
+                    reason = "revoked" if refusal.control == "ID-07" else "cut off"
+                    self.metrics.sessions_cut.labels(reason).inc()
+                    session.cut(refusal)
+
+    def _on_quota(self, agent: Agent, session: str, reached: QuotaReached) -> None:
+        """Count a statement that a quota refused; tell of the first in a while, and cut the agent off if so configured.
+
+        What cannot be done because the counters are locked is done at the next refusal.
+        """
+        quota, settings = reached.quota, self.config.quotas
+        self.metrics.quota_refusals.labels(quota).inc()
+        with contextlib.suppress(Refusal):
+            cut = quota in settings.cut_off
+            if self._quotas.alert(agent.spiffe_id, quota):
+                self._alert(agent, session, reached, settings.cut_off_seconds if cut else 0)
+            if cut and not self._quotas.cut_off(agent.spiffe_id):
+                self._quotas.cut(agent.spiffe_id, settings.cut_off_seconds)
+                # not in the middle of what that session does now
+                asyncio.get_running_loop().call_soon(self._look_at_agents)
+
+    def _alert(self, agent: Agent, session: str, reached: QuotaReached, cut_off_seconds: int) -> None:
+        """Record that an agent has reached a quota, with what may be behind it and what to do."""
+        self.metrics.alerts.labels(reached.quota).inc()
+        log.warning(
+            "an agent reached a quota", extra={"fields": {"agent": agent.spiffe_id, "quota": reached.quota}}
+        )  # fmt: skip
+        when = time.time()
+        step = _NEXT_STEP.format(agent=agent.spiffe_id, since=timestamp(when - 3600), quota=reached.quota)
+        done = f" It is cut off for {cut_off_seconds} seconds." if cut_off_seconds else ""
+        self._keep(
+            Event(
+                id=event_id(when),
+                time=timestamp(when),
+                kind="session",
+                name="alert",
+                worker=self.number,
+                sequence=0,
+                level="process",
+                spiffe_id=agent.spiffe_id,
+                certificate_serial=agent.serial,
+                certificate_sha256=agent.cert_sha256,
+                session=session,
+                protocol="postgres",
+                database=agent.database,
+                verdict=Verdict(
+                    id=reached.decision_id or "", allow=False, control=reached.control, reason=reached.message
+                ),
+                text=f"Quota {reached.quota} reached.{done} Hypothesis: {_HYPOTHESES[reached.quota]}. "
+                f"Next step: {step}.",
+            )
+        )
+
     def _note(self, name: str, text: str) -> None:
         """Record something that is neither a statement nor a session."""
         self._keep(lifecycle(name, text, time.time(), worker=self.number, level="process"))
@@ -454,6 +574,7 @@ class Worker:
         metrics.bundle_last_success.set(self._policy.last_success)
         self._follow(metrics.bundle_failures, self._policy.failures)
         metrics.certificate_not_after.labels("listener").set(self._certificates.not_after.timestamp())
+        metrics.revocations.set(len(self._revocations))
         recorder = self._recorder
         metrics.audit_healthy.set(recorder is not None and not self._audit_state(recorder))
         if recorder is not None:

@@ -17,6 +17,7 @@ from grille.proxy.identity import Agent
 from grille.proxy.pipe import SharedPipes
 from grille.proxy.quota import QuotaReached, Quotas
 from grille.proxy.recorder import Recorder
+from grille.proxy.shown import Shown
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import UpstreamPool
 
@@ -101,6 +102,8 @@ class Services:
     quotas: Quotas = field(default_factory=Quotas)
     pipes: Mapping[str, SharedPipes] = field(default_factory=dict)
     """The shared pipes of each database; a database that has none is served without the fast path."""
+    shown: Mapping[str, Shown] = field(default_factory=dict)
+    """What results show, for quotas of keys; on a database that has none, such statements are refused."""
     on_quota: Callable[[Agent, str, QuotaReached], None] = lambda agent, session, reached: None
     """Hears of each statement that a quota refuses: whose, in which session, and why."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)

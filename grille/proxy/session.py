@@ -97,6 +97,7 @@ from grille.proxy.relay import (
     own_plan,
 )
 from grille.proxy.services import Services
+from grille.proxy.shown import shows_rows
 from grille.proxy.startup import (
     PROTOCOL_3_2,
     TRACE,
@@ -192,6 +193,7 @@ class Session:
         "_state",
         "_statement_characters",
         "_steps",
+        "_task",
         "_timeout",
         "_told",
         "_undo",
@@ -224,6 +226,8 @@ class Session:
             enforcement=self._enforcement,
             permitted=self.permitted,
             keep_intent=self._keep_intent,
+            shown=services.shown.get(agent.database),
+            count_keys=self._count_keys,
         )
         self._state = state.ClientState()
         self._state.happened(state.Event.ENCRYPTED)
@@ -241,6 +245,8 @@ class Session:
         self._ending = False
         self._cut: Refusal | None = None
         """Why the session has to end at once."""
+        self._task: asyncio.Task[Any] | None = None
+        """What runs it, while it can be cut."""
         self._passthrough: Passthrough | None = None
         """What carries the session instead, if nothing of it is governed."""
         # the transaction
@@ -293,6 +299,7 @@ class Session:
     async def run(self) -> None:
         """Serve the client until it leaves, breaks the protocol, or the session has to end."""
         self.services.metrics.sessions.inc()
+        self._task = asyncio.current_task()
         connected = False
         self.stream.on_lost = self.cancel  # what runs
         try:
@@ -306,6 +313,10 @@ class Session:
         except (ClientGone, ConnectionError):
             pass
         except asyncio.CancelledError:
+            if self._cut is not None and self._task is not None:
+                self._task.uncancel()
+                await self._close_with(self._cut)
+                return
             # The node does not wait any longer.
             ending = Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
             self.stream.send(ErrorResponse(refusal_fields(ending)).encode())
@@ -314,6 +325,7 @@ class Session:
             log.exception("a session failed", extra={"fields": {"session": self._id}})
             await self._close_with(Refusal("UP-01", "the proxy met an internal error", sqlstate="XX000", fatal=True))
         finally:
+            self._task = None
             self.stream.on_lost = None
             self.services.metrics.sessions.dec()
             if self._key is not None:
@@ -568,6 +580,12 @@ class Session:
         """End now if the session is idle, else after its transaction."""
         self.services.draining.set()
         self.interrupt()
+
+    def cut(self, refusal: Refusal) -> None:
+        """End at once, whatever runs: its connection is given up, and of its reply nothing more is sent."""
+        if self._task is not None and self._cut is None:
+            self._cut = refusal
+            self._task.cancel()
 
     def interrupt(self) -> None:
         """Look again whether the session has to end, if it is waiting for its client."""
@@ -1037,6 +1055,8 @@ class Session:
         self._check_room()
         quotas, limits = self.services.quotas, portal.prepared.limits
         limit = limits.concurrent
+        if limits.distinct_keys_per_hour is not None:
+            self._countable(portal)
         try:
             if limit is not None and not 0 < self._entered <= limit:
                 # A session runs one statement at a time, however many it has queued.
@@ -1048,6 +1068,29 @@ class Session:
             self.quota_reached(portal.prepared, reached)
             raise
 
+    def _countable(self, portal: Portal) -> None:
+        """Refuse a statement whose keys cannot be counted.  Raises `Refusal`."""
+        prepared, shown = portal.prepared, self.services.shown.get(self.agent.database)
+        if shown is None:
+            raise Refusal("AC-05", "nobody counts the keys that you read")
+        if prepared.plan is not None and shows_rows(prepared):
+            shown.rows(prepared.plan)
+
+    def _count_keys(self, portal: Portal, rows: list[list[bytes | None]]) -> None:
+        """Count what these rows show against the agent's hour.  Raises `Refusal` AC-06 if it is too much."""
+        prepared, quotas, spiffe_id = portal.prepared, self.services.quotas, self.agent.spiffe_id
+        limit = prepared.limits.distinct_keys_per_hour
+        if prepared.plan is None or limit is None or not shows_rows(prepared):
+            return
+        shown = self.services.shown[self.agent.database]
+        keys, more = shown.count(prepared.plan, rows, functools.partial(quotas.hash, spiffe_id))
+        if keys or more:
+            try:
+                quotas.read(spiffe_id, limit, keys, more)
+            except QuotaReached as reached:
+                self.quota_reached(prepared, reached)
+                raise
+
     def quota_reached(self, prepared: Prepared, reached: QuotaReached) -> None:
         """Tell of a statement that a quota refuses."""
         if prepared.verdict is not None:
@@ -1055,6 +1098,11 @@ class Session:
         self.services.on_quota(self.agent, self._id, reached)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> Step:
+        prepared = portal.prepared
+        if prepared.limits.distinct_keys_per_hour is not None and prepared.plan is not None:
+            shown = self.services.shown.get(self.agent.database)
+            if shown is not None and shows_rows(prepared) and not shown.described(prepared.plan):
+                self._step(Step(Kind.DESCRIBE_PORTAL, plan=portal.plan, portal=portal, visible=False))
         run = Run(portal)
         self.relay.runs.append(run)
         step = Step(Kind.EXECUTE, plan=portal.plan, portal=portal, run=run, max_rows=max_rows)

@@ -101,7 +101,6 @@ def test_an_unknown_key_or_value_denies(path: tuple[str, ...], value: object) ->
     [
         ({"passthrough": True}, "passthrough"),
         ({"isolated": True}, "isolated"),
-        ({"limits": {"distinct_keys_per_hour": 5}}, "distinct"),
         ({}, None),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 import grille.policies.bundles
 from grille.controls import Refusal
 from grille.policies.bundle import read
-from grille.policies.decision import Decision, Limits
+from grille.policies.decision import Decision
 from grille.policies.pdp import PolicyUnavailable
 from grille.policies.wasm import WasmEngine
 from grille.protocols.postgres.analysis import Sensitive
@@ -289,7 +289,6 @@ async def test_a_decision_without_the_relation_denies(enforcement: Enforcement, 
     [
         ({"passthrough": True}, "AC-05"),
         ({"isolated": True}, "AC-05"),
-        ({"limits": Limits(distinct_keys_per_hour=1)}, "AC-05"),
         ({"not_after": dt.datetime(2020, 1, 1, tzinfo=dt.UTC)}, "AC-04"),
         ({"not_before": dt.datetime(2120, 1, 1, tzinfo=dt.UTC)}, "AC-04"),
         ({"allow": False, "control": "AC-01", "reason": "No."}, "AC-01"),

@@ -137,6 +137,22 @@ def test_a_statement_that_did_not_run_does_not_count(node: Callable[..., Node]) 
         bank.seconds += 61
 
 
+def test_an_earlier_statement_that_did_not_run_does_not_count(node: Callable[..., Node]) -> None:
+    bank = node(1)
+    (worker,) = bank.workers
+    earlier = worker.count(AGENT, Limits(statements_per_minute=2))
+    bank.seconds = 5.0
+    assert allowed(worker, 2)
+    worker.uncount(AGENT, earlier)
+    assert allowed(worker, 2)
+    assert not allowed(worker, 2)
+    bank.seconds = 100.0
+    assert allowed(worker, 2)
+    worker.uncount(AGENT, earlier)  # of a minute that is over
+    assert allowed(worker, 2)
+    assert not allowed(worker, 2)
+
+
 def test_a_new_limit_holds_at_once(node: Callable[..., Node]) -> None:
     first, second = node(2).workers
     for _ in range(10):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import psycopg
 import pytest
@@ -42,6 +43,7 @@ from grille.protocols.postgres.messages import (
 )
 from grille.protocols.postgres.rewrite import Plan, Transform
 from grille.protocols.postgres.statement import parse_text
+from grille.proxy.catalog import read_catalog
 from grille.proxy.config import Admin, Audit, Config, Database, Identity, Listener, Policy, Process
 from grille.proxy.demo.cluster import Cluster
 from grille.proxy.enforcement import Prepared, Understood
@@ -49,6 +51,7 @@ from grille.proxy.identity import Agent, Registry, parse_spiffe_id
 from grille.proxy.recorder import Recorder
 from grille.proxy.services import CancelTable, Services
 from grille.proxy.session import Session
+from grille.proxy.shown import Shown
 from grille.proxy.stream import ByteStream
 from grille.proxy.telemetry import Metrics
 from grille.proxy.upstream import PINNED, UpstreamPool
@@ -1337,6 +1340,123 @@ async def test_concurrent_statements(world: World) -> None:
     first.writer.close()  # what runs for a client that has left is cancelled
     await until(lambda: not world.services.quotas.running(SPIFFE_ID))
     assert kinds(await second.query("SELECT 1")) == "TDCZ"
+
+
+# keys that an agent has read
+
+
+async def counting(world: World, limit: int, *texts: str, **more: int) -> list[tuple[str, str]]:
+    """Give these statements a limit of keys; the quotas that are reached, as they are told of."""
+    database = world.services.config.databases[0]
+    connection = await asyncpg.connect(
+        host=database.host, port=database.port, user="postgres", database=database.database
+    )
+    catalog = await read_catalog(connection)
+    await connection.close()
+    world.services.shown = {"bank": Shown(lambda: catalog)}
+    told: list[tuple[str, str]] = []
+    world.services.on_quota = lambda agent, session, reached: told.append((agent.spiffe_id, reached.quota))
+    for text in texts:
+        world.scripted.limits[text] = Limits(distinct_keys_per_hour=limit, **more)
+    return told
+
+
+FIVE, SIX, SEVENTH = (
+    "SELECT id, name FROM t WHERE id <= 5",
+    "SELECT id, name FROM t WHERE id BETWEEN 2 AND 7",
+    "SELECT id, name FROM t WHERE id = 7",
+)
+
+
+async def test_keys_are_counted_once_and_none_too_many_is_released(world: World) -> None:
+    told = await counting(world, 5, FIVE, SIX, SEVENTH)
+    client = await world.client()
+    refused = await client.query(SIX)
+    assert kinds(refused) == "TEZ"
+    assert error(refused)["C"] == "53400"
+    assert "more than the 5 different keys that you may read in an hour [control AC-06" in error(refused)["M"]
+    assert error(refused)["H"].startswith("Ask for fewer rows, or try again in ")
+    for _ in range(3):
+        assert len(rows(await client.query(FIVE))) == 5
+    assert error(await client.query(SEVENTH))["C"] == "53400"
+    assert len(rows(await client.query(FIVE))) == 5
+    assert told == [(SPIFFE_ID, "distinct_keys_per_hour")] * 2
+    assert world.services.quotas.keys(SPIFFE_ID) == 5
+    denied = [event for event in world.statements() if event.outcome is not None and event.outcome.status == "denied"]
+    assert [event.outcome.rows for event in denied if event.outcome is not None] == [6, 1]
+
+
+async def test_keys_are_counted_where_nobody_asks_for_a_description(world: World) -> None:
+    await counting(world, 5, FIVE, SEVENTH)
+    client = await world.client()
+    for _ in range(2):
+        assert kinds(await client.ask(Parse("", FIVE), Bind("", ""), Execute(""), Sync())) == "12" + "D" * 5 + "CZ"
+    assert kinds(await client.ask(Parse("", SEVENTH), Bind("", ""), Execute(""), Sync())) == "12EZ"
+    assert kinds(
+        await client.ask(Parse("s", FIVE), Bind("", "s"), Execute(""), Bind("", "s"), Execute(""), Sync())
+    ) == ("12" + "D" * 5 + "C2" + "D" * 5 + "CZ")
+    assert world.services.quotas.keys(SPIFFE_ID) == 5
+
+
+async def test_rows_that_show_no_key_count_each_time(world: World) -> None:
+    text = "SELECT name FROM t WHERE id <= 2"
+    await counting(world, 5, text)
+    client = await world.client()
+    answers = [kinds(await client.query(text)) for _ in range(3)]
+    assert answers == ["TDDCZ", "TDDCZ", "TEZ"]
+
+
+async def test_keys_are_counted_over_the_parts_of_a_result(world: World) -> None:
+    text = "SELECT id FROM t ORDER BY id"
+    await counting(world, 5, text)
+    client = await world.client()
+    client.send(Query("BEGIN"))
+    await client.unit()
+    await client.ask(Parse("", text), Bind("p", ""), Sync())
+    assert kinds(await client.ask(Execute("p", 3), Sync())) == "DDDsZ"
+    messages = await client.ask(Execute("p", 3), Sync())
+    assert kinds(messages) == "EZ"
+    assert status(messages) == "E"
+    await client.query("ROLLBACK")
+    await client.query("BEGIN")
+    assert tags(await client.query(f"DECLARE c SCROLL CURSOR FOR {text}")) == ["DECLARE CURSOR"]
+    assert tags(await client.query("FETCH 5 FROM c")) == ["FETCH 5"]
+    assert tags(await client.query("FETCH BACKWARD 3 FROM c")) == ["FETCH 3"]
+    assert error(await client.query("FETCH 5 FROM c"))["C"] == "53400"
+    assert world.services.quotas.keys(SPIFFE_ID) == 5
+
+
+async def test_a_write_that_shows_too_many_keys_is_undone(world: World) -> None:
+    text = "UPDATE t SET name = 'new' WHERE id <= 6 RETURNING id"
+    await counting(world, 5, text)
+    client = await world.client()
+    assert error(await client.query(text))["C"] == "53400"
+    assert world.direct("SELECT count(*) FROM t WHERE name = 'new'") == [(0,)]
+    await counting(world, 6, text)
+    assert len(rows(await client.query(text))) == 6
+    assert world.direct("SELECT count(*) FROM t WHERE name = 'new'") == [(6,)]
+
+
+async def test_no_more_of_a_streamed_result_leaves_than_may_be_read(world: World) -> None:
+    text = "SELECT id, repeat(name, 1000) FROM t"
+    await counting(world, 700, text)
+    client = await world.client()
+    messages = await client.query(text)
+    assert error(messages)["C"] == "53400"
+    released = len(rows(messages))
+    assert 100 < released <= 700
+    assert world.services.quotas.keys(SPIFFE_ID) == released
+
+
+async def test_a_statement_whose_keys_cannot_be_counted_does_not_run(world: World) -> None:
+    text = "SELECT string_agg(name, ',') FROM t"
+    await counting(world, 5, text, FIVE)
+    client = await world.client()
+    messages = await client.query(text)
+    assert error(messages)["C"] == "42501"
+    assert "cannot be counted: string_agg gathers the values of many rows in one" in error(messages)["M"]
+    world.services.shown = {}
+    assert "AC-05" in error(await (await world.client()).query(FIVE))["M"]
 
 
 async def test_a_large_result_is_streamed_behind_an_intent(world: World) -> None:
