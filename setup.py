@@ -14,7 +14,6 @@ HOT = """
     protocols/postgres/lexer protocols/postgres/codecs tokenization/ff1
     audit/chain audit/records audit/encoding audit/fused audit/spool
     proxy/relay proxy/fastpath proxy/pipe proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement
-    proxy/quota
 """.split()
 
 

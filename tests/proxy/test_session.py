@@ -1335,7 +1335,8 @@ async def test_concurrent_statements(world: World) -> None:
     world.scripted.limits["SELECT pg_sleep(60)"] = Limits(concurrent=1)
     world.scripted.limits["SELECT 1"] = Limits(concurrent=1)
     first.send(Query("SELECT pg_sleep(60)"))
-    await until(lambda: world.services.pools["bank"].counts.in_use == 1)
+    asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    await until(lambda: bool(world.direct(asleep)))
     assert error(await second.query("SELECT 1"))["C"] == "53300"
     first.writer.close()  # what runs for a client that has left is cancelled
     await until(lambda: not world.services.quotas.running(SPIFFE_ID))
