@@ -686,7 +686,7 @@ class Lane:
         prepared = ready.prepared
         limits = prepared.limits
         values = item.values
-        if limits.distinct_keys_per_hour is not None and plan.returns_rows:
+        if limits.distinct_keys_per_hour is not None:
             return False  # the session counts keys
         if plan.encode:
             if prepared.understood.is_template:  # it was prepared with the constants of an earlier text

@@ -290,7 +290,8 @@ class Relay:
     """The upstream side of one session.
 
     ``keep_intent`` keeps the intent event of a run, and ``permitted`` says which object names the agent may be told.
-    ``count_keys`` counts what rows show before they are released, and raises `Refusal` if that is too much.
+    ``count_keys`` counts what rows show before they are released, or how many were written, and raises `Refusal` if
+    that is too much.
     """
 
     __slots__ = (
@@ -326,7 +327,7 @@ class Relay:
         permitted: Permitted,
         keep_intent: Callable[[Run], Awaitable[None]],
         shown: Shown | None = None,
-        count_keys: Callable[[Portal, list[list[bytes | None]]], None] = lambda portal, rows: None,
+        count_keys: Callable[[Portal, list[list[bytes | None]], int], None] = lambda portal, rows, written: None,
     ) -> None:
         self._agent = agent
         self._shown = shown
@@ -595,7 +596,7 @@ class Relay:
         began = time.perf_counter()
         try:
             if portal.prepared.limits.distinct_keys_per_hour is not None:
-                self._count_keys(portal, rows)
+                self._count_keys(portal, rows, 0)
             released = await self._enforcement.release(self._agent, portal.prepared, rows, formats)
         except Refusal as refusal:
             self._refuse(run, refusal)
@@ -643,6 +644,12 @@ class Relay:
                     if limit is not None and complete.rows > limit:
                         self._refuse(run, _too_many_rows(limit))
                         return
+                    if run.portal.prepared.limits.distinct_keys_per_hour is not None and not step.plan.returns_rows:
+                        try:
+                            self._count_keys(run.portal, [], complete.rows)
+                        except Refusal as refusal:
+                            self._refuse(run, refusal)
+                            return
             if shown:
                 self.out += complete.encode()
         elif kind == pipeline.PORTAL_SUSPENDED:
@@ -805,10 +812,11 @@ def may_refuse(prepared: Prepared) -> bool:
     A write without RETURNING that is bounded by unique keys touches at most `MAX_LISTED` rows, whatever they are.
     """
     plan, limits = prepared.plan, prepared.limits
+    if plan is not None and limits.distinct_keys_per_hour is not None:
+        return True
     if plan is not None and plan.writes and plan.keyed and not plan.returns_rows:
         return limits.rows is not None and limits.rows < MAX_LISTED
-    counted = limits.rows is not None or limits.bytes is not None or limits.distinct_keys_per_hour is not None
-    return plan is not None and (counted or any(plan.results))
+    return plan is not None and (limits.rows is not None or limits.bytes is not None or any(plan.results))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -97,7 +97,7 @@ from grille.proxy.relay import (
     own_plan,
 )
 from grille.proxy.services import Services
-from grille.proxy.shown import shows_rows
+from grille.proxy.shown import is_counted
 from grille.proxy.startup import (
     PROTOCOL_3_2,
     TRACE,
@@ -1073,17 +1073,22 @@ class Session:
         prepared, shown = portal.prepared, self.services.shown.get(self.agent.database)
         if shown is None:
             raise Refusal("AC-05", "nobody counts the keys that you read")
-        if prepared.plan is not None and shows_rows(prepared):
+        if prepared.plan is not None and is_counted(prepared):
             shown.rows(prepared.plan)
 
-    def _count_keys(self, portal: Portal, rows: list[list[bytes | None]]) -> None:
-        """Count what these rows show against the agent's hour.  Raises `Refusal` AC-06 if it is too much."""
+    def _count_keys(self, portal: Portal, rows: list[list[bytes | None]], written: int) -> None:
+        """Count what these rows show, or so many written ones hold, against the agent's hour.
+
+        Raises `Refusal` AC-06 if it is too much.
+        """
         prepared, quotas, spiffe_id = portal.prepared, self.services.quotas, self.agent.spiffe_id
         limit = prepared.limits.distinct_keys_per_hour
-        if prepared.plan is None or limit is None or not shows_rows(prepared):
+        if prepared.plan is None or limit is None or not is_counted(prepared):
             return
         shown = self.services.shown[self.agent.database]
         keys, more = shown.count(prepared.plan, rows, functools.partial(quotas.hash, spiffe_id))
+        if written:
+            more += shown.copied(prepared, written)
         if keys or more:
             try:
                 quotas.read(spiffe_id, limit, keys, more)
@@ -1101,7 +1106,7 @@ class Session:
         prepared = portal.prepared
         if prepared.limits.distinct_keys_per_hour is not None and prepared.plan is not None:
             shown = self.services.shown.get(self.agent.database)
-            if shown is not None and shows_rows(prepared) and not shown.described(prepared.plan):
+            if shown is not None and prepared.plan.returns_rows and not shown.described(prepared.plan):
                 self._step(Step(Kind.DESCRIBE_PORTAL, plan=portal.plan, portal=portal, visible=False))
         run = Run(portal)
         self.relay.runs.append(run)

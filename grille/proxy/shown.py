@@ -7,6 +7,8 @@ What a row shows of rows whose key it does not show counts as one new key each, 
 - A result row shows at most one row of each relation that FROM names, at any depth.  Relations of the catalogue do not
   count, nor does what only a condition reads.
 - `min`, `max` and their like show a value of one row more each; `count`, `sum` and their like show none.
+- A written row holds what it copies of others: an agent could collect there what it reads later as one row.  So a write
+  counts one for each row of another relation, or of the same once more, that a written row may hold.
 - What gathers the values of many rows in one (string_agg, ARRAY(SELECT ...), a recursive WITH) is refused, and so is
   every function of the database's own, since what it reads is not known.
 """
@@ -50,12 +52,10 @@ class Key(NamedTuple):
     columns: tuple[int, ...]
 
 
-def shows_rows(prepared: Prepared) -> bool:
-    """Whether the statement returns rows that may be of relations outside of the catalogue."""
+def is_counted(prepared: Prepared) -> bool:
+    """Whether the statement uses governed relations; those of the catalogue are not."""
     operation = prepared.understood.operation
-    if prepared.plan is None or not prepared.plan.returns_rows:
-        return False
-    return operation is None or any(use.schema not in SYSTEM_SCHEMAS for use in operation.relations)
+    return operation is None or bool(operation.relations)
 
 
 class Shown:
@@ -128,6 +128,15 @@ class Shown:
             found |= of_row
             more += max(0, shown - len(of_row))
         return found, more
+
+    def copied(self, prepared: Prepared, written: int) -> int:
+        """How many rows of others stand in so many rows that were written, none of which is returned.
+
+        Raises `Refusal` AC-06 if that cannot be told.
+        """
+        if prepared.plan is None or prepared.action == "delete":
+            return 0
+        return written * max(0, self.rows(prepared.plan) - 1)
 
     def _follow(self) -> None:
         catalog = self._catalog()

@@ -1438,6 +1438,19 @@ async def test_a_write_that_shows_too_many_keys_is_undone(world: World) -> None:
     assert world.direct("SELECT count(*) FROM t WHERE name = 'new'") == [(6,)]
 
 
+async def test_what_a_write_copies_is_counted_before_it_is_kept(world: World) -> None:
+    """Else an agent could collect the table in one row, and read that."""
+    text = "UPDATE t SET name = name || (SELECT u.name FROM t u WHERE u.id = 9) WHERE id = $1"
+    await counting(world, 2, text)
+    world.scripted.plans[text] = {"returns_rows": False}
+    client = await world.client()
+    unit = [Parse("", text, (23,)), Bind("", "", (), (b"1",)), Execute(""), Sync()]
+    for _ in range(2):
+        assert tags(await client.ask(*unit)) == ["UPDATE 1"]
+    assert error(await client.ask(*unit))["C"] == "53400"
+    assert world.direct("SELECT name FROM t WHERE id = 1") == [("name1" + 2 * "name9",)]
+
+
 async def test_no_more_of_a_streamed_result_leaves_than_may_be_read(world: World) -> None:
     text = "SELECT id, repeat(name, 1000) FROM t"
     await counting(world, 700, text)

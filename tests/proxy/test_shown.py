@@ -17,7 +17,7 @@ from grille.proxy.config import Identity
 from grille.proxy.demo.cluster import Cluster
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Registry, parse_spiffe_id
-from grille.proxy.shown import NONE, ONE, Shown, shows_rows
+from grille.proxy.shown import NONE, ONE, Shown, is_counted
 from grille.tokenization.embedded import EmbeddedProvider
 
 SCHEMA = """
@@ -64,13 +64,16 @@ class Bank:
         (prepared,) = await self.enforcement.prepare(AGENT, sql, (), simple=True)
         plan = prepared.plan
         assert plan is not None
-        if not shows_rows(prepared):
+        if not is_counted(prepared):
             return set(), 0
         self.shown.rows(plan)
         _, values = await self.enforcement.bind(AGENT, prepared, (), ())
         with psycopg.connect(self.dsn) as connection:
             connection.execute("BEGIN")
             result = connection.pgconn.exec_params(plan.sql.encode(), values, plan.parameter_types)
+            if not plan.returns_rows:
+                connection.rollback()
+                return set(), self.shown.copied(prepared, result.command_tuples or 0)
             assert result.status == psycopg.pq.ExecStatus.TUPLES_OK, result.error_message
             fields = tuple(
                 Field(str(result.fname(n)), result.ftype(n), table_oid=result.ftable(n), column=result.ftablecol(n))
@@ -156,13 +159,23 @@ COUNTED: dict[str, tuple[set[str], int]] = {
     "SELECT relname FROM pg_catalog.pg_class LIMIT 3": (set(), 0),
     "SELECT c.relname, ARRAY(SELECT attname FROM pg_attribute WHERE attrelid = c.oid) FROM pg_class c": (set(), 0),
     "SELECT string_agg(table_name, ',') FROM information_schema.tables": (set(), 0),
-    "UPDATE customers SET name = (SELECT string_agg(note, '') FROM visits)": (set(), 0),
     # writes
     "INSERT INTO customers (id, name) VALUES (7, 'Gil'), (8, 'Hal') RETURNING id": ({"customers 7", "customers 8"}, 0),
     "INSERT INTO customers (id, name) SELECT id + 10, name FROM customers RETURNING name": (set(), 6),
     "UPDATE customers SET city = 'Rome' WHERE id < 3 RETURNING id, name": ({"customers 1", "customers 2"}, 0),
     "UPDATE customers SET city = v.note FROM visits v WHERE v.customer = id AND v.day = 1 RETURNING name": (set(), 4),
     "DELETE FROM visits RETURNING customer, day": (V, 0),
+    # writes that return nothing
+    "INSERT INTO customers (id, name) VALUES (7, 'Gil'), (8, 'Hal')": (set(), 0),
+    "INSERT INTO customers (id, name) SELECT id + 10, name FROM customers": (set(), 3),
+    "INSERT INTO customers (id, name) SELECT a.id + 10 * b.id, a.name || b.name FROM customers a, customers b": (
+        set(), 18,
+    ),
+    "UPDATE customers SET city = 'Rome', parent = parent + 1": (set(), 0),
+    "UPDATE customers SET name = name || (SELECT note FROM visits WHERE customer = 2)": (set(), 3),
+    "UPDATE customers SET city = v.note FROM visits v WHERE v.customer = id AND v.day = 1": (set(), 2),
+    "UPDATE customers SET city = 'Rome' WHERE id IN (SELECT customer FROM visits)": (set(), 0),
+    "DELETE FROM visits USING customers WHERE customer = id": (set(), 0),
 }  # fmt: skip
 
 
@@ -187,6 +200,8 @@ async def test_what_a_result_shows(bank: Bank, sql: str) -> None:
         "WITH g AS (SELECT string_agg(name, ',') AS t FROM customers) SELECT t FROM g",
         "SELECT unnest(array_agg(name)) FROM customers",
         "UPDATE customers SET name = (SELECT string_agg(note, '') FROM visits) RETURNING name",
+        "UPDATE customers SET name = (SELECT string_agg(note, '') FROM visits)",
+        "INSERT INTO customers (id, name) SELECT 9, string_agg(note, '') FROM visits",
     ],
 )
 async def test_what_gathers_many_rows_in_one_is_refused(bank: Bank, sql: str) -> None:
