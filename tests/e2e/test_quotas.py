@@ -81,6 +81,7 @@ cut_off = ["distinct_keys_per_hour"]
 cut_off_seconds = 2
 [policy]
 bundle = "{directory}/policy.tar.gz"
+reload_poll = 0.05
 [audit]
 directory = "{directory}/audit"
 signing_key = "{directory}/signing.pem"

@@ -1338,6 +1338,13 @@ async def test_concurrent_statements(world: World) -> None:
     asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
     await until(lambda: bool(world.direct(asleep)))
     assert error(await second.query("SELECT 1"))["C"] == "53300"
+    canceller = await world.connect()
+    canceller.send(CancelRequest(*first.key))
+    assert error(await first.unit())["C"] == "57014"
+    assert kinds(await second.query("SELECT 1")) == "TDCZ"
+    first.send(Query("SELECT pg_sleep(60)"))
+    await until(lambda: bool(world.direct(asleep)))
+    assert error(await second.query("SELECT 1"))["C"] == "53300"
     first.writer.close()  # what runs for a client that has left is cancelled
     await until(lambda: not world.services.quotas.running(SPIFFE_ID))
     assert kinds(await second.query("SELECT 1")) == "TDCZ"
