@@ -1,0 +1,89 @@
+"""What a pair of outcomes means.
+
+The differences that are allowed are the members of `Allowed`, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from tests.differential.wire import Outcome, same_rows
+
+
+class Allowed(StrEnum):
+    """Every way in which Grille and native row security may differ."""
+
+    TEXT = "error text"
+    """Grille replaces the server's words: SQLSTATEs are compared, not messages."""
+    ORDER = "order of evaluation"
+    """Which of several conditions runs first is the planner's choice: an expression that fails on a row that the agent
+    may see fails on one side only, or another one fails first.  Allowed only if the answer is the same without the
+    hidden rows."""
+    CHECKS = "order of checks"
+    """A written row that is outside of the filter *and* violates a constraint: native row security checks the filter
+    first, Grille after the constraints; both refuse."""
+    TIME = "time limit"
+    """One side ended at the statement's time limit, which is the same for both."""
+
+
+class Verdict(NamedTuple):
+    """``equal``, ``agreed``, ``denied``, ``leak``, ``wrong`` or ``crash``."""
+
+    kind: str
+    detail: str = ""
+
+
+_DATA: Final = ("22", "21")
+"""Classes of errors that a value raises when an expression is evaluated."""
+_CONSTRAINT: Final = "23"
+_TIMED_OUT: Final = "57014"
+_ROW_CHECK: Final = "RO-02"
+
+
+def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Callable[[], Outcome]) -> Verdict:
+    """Compare Grille's outcome with native row security's; ``visible`` runs the statement without the hidden rows."""
+    if ours.kind == "lost" or native.kind == "lost" or ours.state[:2] in ("XX", "08"):
+        return Verdict("crash", f"{ours.kind} {ours.state} {ours.message}; native {native.kind} {native.message}")
+    if "57014" in (ours.state, native.state):
+        return Verdict("equal", Allowed.TIME)
+    if ours.kind == "denied":
+        if ours.state == _ROW_CHECK and native.state == "42501":
+            return Verdict("equal")
+        if ours.state == _ROW_CHECK and native.state[:2] == _CONSTRAINT:
+            return Verdict("equal", Allowed.CHECKS)
+        if native.kind == "error":
+            return Verdict("agreed", ours.state)
+        return Verdict("denied", f"{ours.state} {ours.message}")
+    if ours.kind == native.kind == "error" and ours.state == native.state:
+        return Verdict("equal")
+    if ours.kind == native.kind and ours.kind in ("rows", "tag"):
+        if ours.tag != native.tag:
+            what = f"tag {ours.tag}, native {native.tag}"
+        elif (ours.names, ours.types) != (native.names, native.types):
+            what = f"columns {ours.names} {ours.types}, native {native.names} {native.types}"
+        elif same_rows(ours, native, ordered):
+            return Verdict("equal")
+        else:
+            what = f"rows {ours.rows[:3]}, native {native.rows[:3]}"
+    else:
+        what = f"{_brief(ours)}, native {_brief(native)}"
+    if native.state == "42501" and ours.state[:2] == _CONSTRAINT:
+        return Verdict("equal", Allowed.CHECKS)
+    without = visible()
+    independent = (ours.kind, ours.state, ours.tag) == (without.kind, without.state, without.tag) and same_rows(
+        ours, without, ordered
+    )
+    if not independent:
+        return Verdict("leak", f"{what}, without hidden rows {_brief(without)}")
+    states = {ours.state, native.state} - {""}
+    if "error" in (ours.kind, native.kind) and states and all(state[:2] in _DATA for state in states):
+        return Verdict("equal", Allowed.ORDER)
+    return Verdict("wrong", what)
+
+
+def _brief(outcome: Outcome) -> str:
+    if outcome.kind == "error":
+        return f"{outcome.state} {outcome.message}"
+    return f"{outcome.kind} {outcome.tag}" if outcome.kind == "tag" else f"{outcome.tag} {outcome.rows[:3]}"

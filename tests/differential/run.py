@@ -1,0 +1,294 @@
+"""Runs scripts on both sides, and counts how the pairs of outcomes are judged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from psycopg import pq
+
+from tests.differential.compare import Verdict, judge
+from tests.differential.generator import Script, script
+from tests.differential.shrink import shrink
+from tests.differential.wire import Outcome, Statement, ask, receive, send
+from tests.differential.world import HERE, World
+
+REGRESSIONS: Final = HERE / "regressions"
+BAD: Final = ("leak", "wrong", "crash")
+_BATCH: Final = 16
+_VACUUM: Final = 20_000
+"""Statements after which the dead rows of what was rolled back are removed."""
+_STOP: Final = ("denied", "error", "lost")
+
+
+@dataclass
+class Tally:
+    """What was counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Denials of what native row security answers, by control and reason."""
+    allowed: Counter[str] = field(default_factory=Counter)
+    """Equal pairs that differ in an allowed way."""
+    ended: Counter[str] = field(default_factory=Counter)
+    """How the equal pairs ended: ``rows``, ``tag`` or an SQLSTATE."""
+    found: list[tuple[Script, Verdict]] = field(default_factory=list)
+
+    @property
+    def statements(self) -> int:
+        """How many were judged."""
+        return self.counts.total()
+
+    @property
+    def bad(self) -> int:
+        """Leaks, wrong answers and crashes."""
+        return sum(self.counts[kind] for kind in BAD)
+
+    def line(self) -> str:
+        """The last line of a run."""
+        c = self.counts
+        return (
+            f"differential statements={self.statements} equal={c['equal'] + c['agreed']} denied={c['denied']} "
+            f"leaks={c['leak']} wrong={c['wrong']} crashes={c['crash']}"
+        )
+
+
+class Bench:
+    """Sessions of a world's lanes, opened again when one is lost.  Use as a context manager."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._sessions: dict[str, pq.abc.PGconn] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._sessions.values():
+            connection.finish()
+
+    def session(self, name: str) -> pq.abc.PGconn:
+        """``agent<lane>`` and ``visible`` through Grille, ``native<lane>`` under row security."""
+        connection = self._sessions.get(name)
+        if connection is None or connection.status != pq.ConnStatus.OK or connection.pipeline_status:
+            if connection is not None:
+                connection.finish()
+            native = name.removeprefix("native")
+            connection = self.world.connect(name) if native == name else self.world.connect_native(int(native))
+            self._sessions[name] = connection
+        return connection
+
+    def session_in_flight(self, name: str) -> pq.abc.PGconn:
+        """The session on which a batch was sent."""
+        return self._sessions[name]
+
+    def alone(self, name: str, statements: Sequence[Statement]) -> list[Outcome]:
+        """Run one script, and leave no transaction open."""
+        connection = self.session(name)
+        outcomes = ask(connection, statements)
+        if connection.status == pq.ConnStatus.OK and connection.transaction_status != pq.TransactionStatus.IDLE:
+            connection.exec_(b"ROLLBACK")
+        return outcomes
+
+    def verdicts(self, wanted: Script, lane: int) -> list[Verdict]:
+        """How each judged statement of the script compares, run by itself; a leak shows in the first verdict."""
+        self.world.leaked()
+        ours = self.alone(f"agent{lane}", wanted.statements)
+        native = self.alone(f"native{lane}", wanted.statements)
+        found = self.judged(wanted, ours, native)
+        leaked = self.world.leaked()
+        if leaked and found:
+            assert all(role.startswith("grille_app") for role, _ in leaked), f"native row security leaked: {leaked}"
+            found[0] = Verdict("leak", f"a function saw {sorted({value for _, value in leaked})[:3]}")
+        return found
+
+    def judged(self, wanted: Script, ours: Sequence[Outcome], native: Sequence[Outcome]) -> list[Verdict]:
+        """Judge until the transactions differ in what they did."""
+        found = []
+        for index, (statement, one, other) in enumerate(zip(wanted.statements, ours, native, strict=True)):
+            if not statement.judged:
+                if "lost" in (one.kind, other.kind):
+                    found.append(Verdict("crash", one.message or other.message))
+                    break
+                continue
+
+            def visible(index: int = index) -> Outcome:
+                return self.alone("visible", wanted.statements[: index + 1])[-1]
+
+            verdict = judge(one, other, statement.ordered, visible)
+            found.append(verdict)
+            if verdict.kind != "equal" or verdict.detail or one.kind in _STOP:
+                break
+        return found
+
+
+def campaign(
+    bench: Bench,
+    statements: int,
+    seed: int,
+    *,
+    start: int = 0,
+    progress: Callable[[Tally], None] | None = None,
+    save: Path | None = None,
+) -> Tally:
+    """Run scripts of `seed` from number `start` on until so many statements were judged.
+
+    Differences are made small and, if ``save`` is a directory, written there.
+    """
+    tally = Tally()
+    lanes = bench.world.lanes
+    number, turn, vacuumed = start, 0, 0
+    flying: dict[int, list[Script]] = {}
+    bench.world.leaked()
+    told = time.monotonic()
+    while True:
+        lane = turn % lanes
+        if lane in flying:
+            _land(bench, lane, flying.pop(lane), tally, save)
+            if progress and time.monotonic() - told > 10:
+                told = time.monotonic()
+                progress(tally)
+        elif tally.statements >= statements and not flying:
+            return tally
+        if tally.statements < statements:
+            if tally.statements - vacuumed > _VACUUM and not flying:
+                vacuumed = tally.statements
+                for one in range(lanes):
+                    for kind in ("whole", "native"):
+                        bench.world.owner("VACUUM", f"{kind}{one}")
+            batch: list[Script] = []
+            while sum(len(each.statements) for each in batch) < _BATCH:
+                batch.append(script(seed, number))
+                number += 1
+            if tally.statements - vacuumed <= _VACUUM:
+                _launch(bench, lane, batch)
+                flying[lane] = batch
+            else:
+                number -= len(batch)
+        turn += 1
+
+
+def _flat(batch: Sequence[Script]) -> list[Statement]:
+    return [each for wanted in batch for each in wanted.statements if not _alone(wanted)]
+
+
+def _alone(wanted: Script) -> bool:
+    """Not for the pipeline: it has a simple Query."""
+    return any(each.simple for each in wanted.statements)
+
+
+def _launch(bench: Bench, lane: int, batch: Sequence[Script]) -> None:
+    for name in (f"agent{lane}", f"native{lane}"):
+        send(bench.session(name), _flat(batch))
+
+
+def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: Path | None) -> None:
+    count = len(_flat(batch))
+    names = (f"agent{lane}", f"native{lane}")
+    answers = [receive(bench.session_in_flight(name), count) for name in names]
+    offset = 0
+    suspects = []
+    results = []
+    for wanted in batch:
+        if _alone(wanted):
+            ours, native = (bench.alone(name, wanted.statements) for name in names)
+        else:
+            width = len(wanted.statements)
+            ours, native = (answer[offset : offset + width] for answer in answers)
+            offset += width
+        verdicts = bench.judged(wanted, ours, native)
+        results.append((wanted, verdicts, ours))
+        if any(verdict.kind in BAD for verdict in verdicts):
+            suspects.append(wanted)
+    leaked = bench.world.leaked()
+    if leaked:
+        assert all(role.startswith("grille_app") for role, _ in leaked), f"native row security leaked: {leaked}"
+        results = [(wanted, bench.verdicts(wanted, lane) if wanted not in suspects else verdicts, ours)
+                   for wanted, verdicts, ours in results]  # fmt: skip
+    for wanted, verdicts, ours in results:
+        _count(tally, wanted, verdicts, ours)
+        bad = next((verdict for verdict in verdicts if verdict.kind in BAD), None)
+        if bad is None:
+            continue
+        smaller = shrink(wanted, lambda trial: _kind(bench.verdicts(trial, lane)) == bad.kind)  # noqa: B023
+        tally.found.append((smaller, bad))
+        print(f"{bad.kind}: number {wanted.number}: {bad.detail}", flush=True)
+        for statement in smaller.statements:
+            print(f"    {statement.sql}  {statement.values or ''}", flush=True)
+        if save is not None:
+            write(save, smaller, bad)
+
+
+def _kind(verdicts: Sequence[Verdict]) -> str:
+    return next((verdict.kind for verdict in verdicts if verdict.kind in BAD), "")
+
+
+def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict], ours: Sequence[Outcome]) -> None:
+    judged = [outcome for statement, outcome in zip(wanted.statements, ours, strict=True) if statement.judged]
+    for verdict, outcome in zip(verdicts, judged, strict=False):
+        tally.counts[verdict.kind] += 1
+        if verdict.kind == "denied":
+            tally.reasons[_reason(verdict.detail)] += 1
+        elif verdict.kind == "equal":
+            tally.ended[outcome.state or outcome.kind] += 1
+            if verdict.detail:
+                tally.allowed[verdict.detail] += 1
+
+
+def _reason(detail: str) -> str:
+    """The control and its words, without the names between quotation marks."""
+    return '"..."'.join(part for n, part in enumerate(detail.split('"')) if n % 2 == 0)
+
+
+# Regressions
+
+
+def write(directory: Path, wanted: Script, verdict: Verdict) -> Path:
+    """Keep a difference as a file that the ordinary tests run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{verdict.kind}-{wanted.number}.json"
+    content = {
+        "expected": "equal",
+        "found": f"{verdict.kind}: {verdict.detail}",
+        "statements": [_as_json(statement) for statement in wanted.statements],
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def _as_json(statement: Statement) -> dict[str, Any]:
+    content: dict[str, Any] = {"sql": statement.sql}
+    if statement.types:
+        content["parameters"] = [
+            [kind, None if value is None else value.decode()]
+            for kind, value in zip(statement.types, statement.values, strict=True)
+        ]
+    if statement.ordered:
+        content["ordered"] = list(statement.ordered)
+    if statement.simple:
+        content["simple"] = True
+    if not statement.judged:
+        content["judged"] = False
+    return content
+
+
+def read(path: Path) -> tuple[Script, str]:
+    """A script that was kept, and the verdict that is expected of its last judged statement."""
+    content = json.loads(path.read_text())
+    statements = [
+        Statement(
+            each["sql"],
+            tuple(kind for kind, _ in each.get("parameters", ())),
+            tuple(None if value is None else value.encode() for _, value in each.get("parameters", ())),
+            tuple(each.get("ordered", ())),
+            each.get("simple", False),
+            each.get("judged", True),
+        )
+        for each in content["statements"]
+    ]
+    return Script(statements), content["expected"]
