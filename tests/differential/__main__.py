@@ -44,7 +44,7 @@ def main() -> int:
         tally = campaign(
             bench, chosen.statements, chosen.seed, start=chosen.start, progress=progress, save=chosen.save
         )
-        exception = "Traceback" in world.log.read_text()
+        exception = '"exception"' in world.log.read_text()
     seconds = time.monotonic() - started
     print(f"{chosen.server}, {grille.build()} build, seed {chosen.seed}: {tally.statements / seconds:.0f} statements/s")
     _table("denied, though native row security answers", tally.reasons)

@@ -40,6 +40,9 @@ _DATA: Final = ("22", "21")
 _CONSTRAINT: Final = "23"
 _TIMED_OUT: Final = "57014"
 _ROW_CHECK: Final = "RO-02"
+_FULL_JOIN: Final = "0A000"
+"""PostgreSQL joins FULL on hashable or mergeable conditions only, unless a strict WHERE makes another join of it; a guard
+hides that the condition is strict.  The server then refuses, which counts as a denial."""
 
 
 def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Callable[[], Outcome]) -> Verdict:
@@ -71,6 +74,8 @@ def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Cal
         what = f"{_brief(ours)}, native {_brief(native)}"
     if native.state == "42501" and ours.state[:2] == _CONSTRAINT:
         return Verdict("equal", Allowed.CHECKS)
+    if ours.state == _FULL_JOIN and ours.kind == "error":
+        return Verdict("denied", "0A000 a FULL JOIN that no longer becomes an outer join")
     without = visible()
     independent = (ours.kind, ours.state, ours.tag) == (without.kind, without.state, without.tag) and same_rows(
         ours, without, ordered

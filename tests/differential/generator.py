@@ -587,7 +587,7 @@ class Generator:
         if column is None:
             return self._cast_constant(kind)
         if column.marked and kind in ("int", "text") and self._chance(0.25):
-            return f"leak({column.sql})"
+            return f"public.leak({column.sql})"
         return column.sql if self._chance(0.85) else self._cast_constant(kind)
 
     def _expression(self, kind: str, depth: int, *, plain: bool = False) -> str:
@@ -760,11 +760,11 @@ class Generator:
         number, text = self._column("int", marked=True), self._column("text", marked=True)
         roll = self._r.random()
         if number is not None and roll < 0.3:
-            return f"leak({number.sql}) {self._comparison()} {self._constant('int')}"
+            return f"public.leak({number.sql}) {self._comparison()} {self._constant('int')}"
         if text is not None and roll < 0.5:
             return self._r.choice(
-                (f"leak({text.sql}) {self._comparison()} {self._constant('text')}", f"leak({text.sql}) IS NOT NULL",
-                 f"leak({text.sql}) LIKE 'a%'")
+                (f"public.leak({text.sql}) {self._comparison()} {self._constant('text')}", f"public.leak({text.sql}) IS NOT NULL",
+                 f"public.leak({text.sql}) LIKE 'a%'")
             )  # fmt: skip
         if number is not None and roll < 0.75:
             hidden = self._r.randint(1013, 1036)
@@ -858,7 +858,7 @@ class Generator:
     def _new_id(self, table: str) -> str:
         roll = self._r.random()
         if roll < 0.85:
-            return str(self._r.randint(700, 900))
+            return str(self._r.randint(400, 899))
         if roll < 0.95 or table in ("events", "ledger", "things"):
             return str(self._r.randint(1, 12))
         return str(self._r.randint(1013, 1036))
@@ -875,7 +875,7 @@ class Generator:
             cells = []
             for column in named:
                 if column.sql == "id":
-                    cells.append(f"{alias}.id + 700")
+                    cells.append(f"{alias}.id % 500 + 400")
                 elif column.sql == "tenant":
                     cells.append(self._r.choice((f"{alias}.tenant", f"{alias}.tenant", "'a'", "'b'")))
                 elif column.sql == "name":

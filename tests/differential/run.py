@@ -203,6 +203,8 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
             offset += width
         verdicts = bench.judged(wanted, ours, native)
         results.append((wanted, verdicts, ours))
+        if any(verdict.kind == "crash" for verdict in verdicts):  # it may be another's, earlier in the batch
+            verdicts = bench.verdicts(wanted, lane)
         if any(verdict.kind in BAD for verdict in verdicts):
             suspects.append(wanted)
     leaked = bench.world.leaked()
@@ -233,7 +235,7 @@ def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict], ours: Sequ
     for verdict, outcome in zip(verdicts, judged, strict=False):
         tally.counts[verdict.kind] += 1
         if verdict.kind == "denied":
-            tally.reasons[_reason(verdict.detail)] += 1
+            tally.reasons[verdict.detail] += 1
         elif verdict.kind == "equal":
             tally.ended[outcome.state or outcome.kind] += 1
             if verdict.detail:

@@ -1031,7 +1031,7 @@ class Analyzer:
             for item in items:
                 if item.kind == "derived":
                     self._result.sites.append(FenceSite(item))
-            guarded = tuple(item for item in items if item.kind != "derived")
+            guarded = tuple(item for item in items if item.kind not in ("derived", "function"))
             if guarded:
                 self._result.sites.append(QualSite(None, guarded, "full"))
         elif one.origin is not None and other.origin is not None:

@@ -7,7 +7,7 @@ command is answered by the proxy.  Everything else is refused by kind (ST-05).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -399,6 +399,9 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
     """
     by_offset = {constant.offset: index for index, constant in enumerate(lexed.constants)}
     signs = lexed.signs(text)
+    tree = parse(text)
+    selects = (message for message in walk(tree) if message.DESCRIPTOR.name == "SelectStmt")
+    repeated = {place for select in selects for place in _repeated(select)}
     wanted: set[int] = set()
     signed: set[int] = set()
 
@@ -408,6 +411,8 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
         if node.a_const.WhichOneof("val") not in ("ival", "fval", "sval"):
             return
         location = node.a_const.location
+        if location in repeated:
+            return
         index = by_offset.get(location)
         if index is None:
             index = signs.get(location)  # the grammar has made the minus a part of the number
@@ -417,7 +422,7 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
         if lexed.constants[index].kind != "EDGE":
             wanted.add(index)
 
-    for message in walk(parse(text)):
+    for message in walk(tree):
         name = message.DESCRIPTOR.name
         if name == "A_Expr":
             _offer_comparison(message, offer)
@@ -430,6 +435,30 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
                 offer(target.res_target.val)
                 _offer_arithmetic(target.res_target.val, offer)
     return frozenset(wanted), frozenset(signed)
+
+
+def _repeated(select: Any) -> Iterator[int]:
+    """Where the constants of expressions stand that PostgreSQL compares with each other: those of GROUP BY with the select
+    list, HAVING and ORDER BY, those of DISTINCT with ORDER BY.  Two parameters are never the same expression.
+    """
+    keys = [*select.group_clause, *(key for key in select.distinct_clause if kind_of(key))]
+    if select.distinct_clause:
+        keys += [key.sort_by.node for key in select.sort_clause]
+    if not any(_computed(key, select.target_list) for key in keys):
+        return
+    for clause in (keys, select.target_list, [select.having_clause], select.sort_clause, select.window_clause):
+        for node in clause:
+            yield from (part.location for part in walk(node) if part.DESCRIPTOR.name == "A_Const")
+
+
+def _computed(key: Node, targets: Sequence[Node]) -> bool:
+    """True if a key of GROUP BY or ORDER BY is more than a column, by itself or in the place of the list that it names."""
+    if kind_of(key) == "a_const" and key.a_const.WhichOneof("val") == "ival":
+        number = key.a_const.ival.ival
+        if not 1 <= number <= len(targets):
+            return False
+        key = targets[number - 1].res_target.val
+    return kind_of(key) != "column_ref"
 
 
 def _offer_arithmetic(node: Node, offer: Any) -> None:
