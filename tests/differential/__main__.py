@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--statements", type=int, default=10_000, metavar="N", help="how many to judge (10000)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the generator (1)")
     parser.add_argument("--start", type=int, default=0, metavar="NUMBER", help="the first script's number (0)")
-    parser.add_argument("--lanes", type=int, default=2, help="pairs of sessions, each with databases of its own (2)")
+    parser.add_argument("--lanes", type=int, default=4, help="pairs of sessions, each with databases of its own (4)")
     parser.add_argument("--server", choices=("pg15", "pg18"), default="pg18")
     parser.add_argument("--show", type=int, metavar="NUMBER", help="only print the script of this number")
     parser.add_argument("--save", type=Path, default=REGRESSIONS, metavar="DIR", help="where differences are kept")

@@ -92,16 +92,22 @@ class _Out(NamedTuple):
     marked: bool
 
 
+VARIANTS: Final = 4
+"""So many scripts in a row are the same but for their constants: a plan that is shared must not depend on them."""
+
+
 def script(seed: int, number: int) -> Script:
     """The script of this number under this seed, always the same."""
-    return Generator(random.Random(f"{seed}/{number}")).script(number)
+    shape = random.Random(f"{seed}/{number // VARIANTS}")
+    return Generator(shape, random.Random(f"{seed}/{number}/values")).script(number)
 
 
 class Generator:
-    """Writes with the choices of one random generator."""
+    """Writes with the choices of one random generator, and the constants of another."""
 
-    def __init__(self, choice: random.Random) -> None:
+    def __init__(self, choice: random.Random, values: random.Random) -> None:
         self._r = choice
+        self._v = values
         self._levels: list[list[Column]] = []
         self._ctes: list[tuple[str, list[_Out]]] = []
         self._count = 0
@@ -127,7 +133,7 @@ class Generator:
 
     def _statement(self, write: Callable[[], tuple[str, tuple[int, ...]]]) -> Statement:
         self._levels, self._ctes, self._count, self._values, self._safe = [], [], 0, [], 0
-        self._types = [] if self._chance(0.3) else None
+        self._types = [] if self._chance(0.4) else None
         sql, ordered = write()
         types = tuple(self._types or ())
         return Statement(sql, types, tuple(self._values), ordered, simple=not types and self._chance(0.15))
@@ -142,7 +148,7 @@ class Generator:
     # Reads
 
     def _read(self) -> tuple[str, tuple[int, ...]]:
-        size = self._r.choice((0, 1, 1, 2, 2, 2, 3, 3))
+        size = self._r.choice((0, 0, 1, 1, 1, 1, 2, 2, 3))
         with_clause = self._with(size) if self._chance(0.15) else ""
         sql, outputs = self._query(size, top=True)
         ordered: tuple[int, ...] = ()
@@ -157,7 +163,7 @@ class Generator:
         return with_clause + sql, ordered
 
     def _number(self, least: int, most: int) -> str:
-        value = self._r.randint(least, most)
+        value = self._v.randint(least, most)
         if self._types is not None and self._chance(0.5):
             return self._parameter(20, str(value))
         return str(value)
@@ -539,7 +545,7 @@ class Generator:
         return f"${len(self._types)}"
 
     def _value(self, kind: str) -> str:
-        r = self._r
+        r = self._v
         match kind:
             case "int" | "big":
                 return str(r.choice((r.randint(0, 6), r.randint(1, 12), r.randint(0, 40), r.randint(1013, 1036))))
@@ -565,15 +571,15 @@ class Generator:
             case _:
                 return r.choice(("{}", "{1}", "{0,2,NULL}"))
 
-    def _constant(self, kind: str) -> str:
-        """A literal as an application writes it, or a parameter."""
+    def _constant(self, kind: str, *, bare: bool = False) -> str:
+        """A literal as an application writes it, or a parameter; ``bare``: its type follows from what is beside it."""
         value = self._value(kind)
-        if self._types is not None and self._chance(0.6):
+        if self._types is not None and self._chance(0.75):
             text = self._parameter(_OIDS[kind], value)
             return f"{text}::mood" if kind == "mood" else text
         if kind in ("int", "num", "bool"):
             return value
-        return f"'{value}'" if kind == "text" else self._r.choice((f"'{value}'::{_SQL[kind]}",))
+        return f"'{value}'" if kind == "text" or (bare and self._chance(0.8)) else f"'{value}'::{_SQL[kind]}"
 
     def _cast_constant(self, kind: str) -> str:
         text = self._constant(kind)
@@ -701,20 +707,19 @@ class Generator:
     def _simple(self, depth: int) -> str:
         kind = self._r.choice(("int", *self._kinds(1))) if self._levels else "int"
         column = self._column(kind)
-        left = column.sql if column is not None and self._chance(0.7) else self._expression(kind, min(depth, 1))
+        named = column is not None and self._chance(0.75)
+        left = column.sql if column is not None and named else self._expression(kind, min(depth, 1))
         other = self._column(kind)
         match self._r.randint(0, 11):
             case 0 | 1 | 2 | 3:
-                right = other.sql if other is not None and self._chance(0.3) else self._constant(kind)
-                if kind == "json" and right.startswith("'") and "::" not in right:
-                    right += "::jsonb"
+                right = other.sql if other is not None and self._chance(0.3) else self._constant(kind, bare=named)
                 return f"{left} {self._comparison()} {right}"
             case 4:
                 return f"{left} IS {self._r.choice(('', 'NOT '))}NULL"
             case 5:
-                return f"{left} {self._r.choice(('IN', 'IN', 'NOT IN'))} ({', '.join(self._constant(kind) for _ in range(self._r.randint(1, 4)))})"
+                return f"{left} {self._r.choice(('IN', 'IN', 'NOT IN'))} ({', '.join(self._constant(kind, bare=named) for _ in range(self._r.randint(1, 4)))})"
             case 6:
-                return f"{left} {self._r.choice(('', 'NOT '))}BETWEEN {self._constant(kind)} AND {self._constant(kind)}"
+                return f"{left} {self._r.choice(('', 'NOT '))}BETWEEN {self._constant(kind, bare=named)} AND {self._constant(kind, bare=named)}"
             case 7:
                 return f"{left} IS {self._r.choice(('', 'NOT '))}DISTINCT FROM {self._cast_constant(kind)}"
             case 8:
@@ -840,28 +845,28 @@ class Generator:
     def _new_value(self, column: Column) -> str:
         name = column.sql
         if name == "tenant":
-            return self._r.choice(("'a'", "'a'", "'a'", "'a'", "'a2'", "'b'", "NULL"))
+            return self._v.choice(("'a'", "'a'", "'a'", "'a'", "'a'", "'a'", "'a2'", "'b'", "NULL"))
         if name == "region_id":
-            return self._r.choice(("1", "2", "NULL", "1", "9"))
+            return self._v.choice(("1", "2", "NULL", "1", "9"))
         if name == "customer_id":
-            return str(self._r.choice((1, 2, 3, 12, 99)))
+            return str(self._v.choice((1, 2, 3, 12, 99)))
         if name == "name":
-            return f"'new {self._r.randint(1, 99)}'"
+            return f"'new {self._v.randint(1, 99)}'"
         if name == "code":
-            return self._r.choice((f"'{self._r.randint(1, 99)}'", "NULL", "''"))
+            return self._v.choice((f"'{self._v.randint(1, 99)}'", "NULL", "''"))
         if name == "day":
-            return f"'2020-01-{self._r.randint(1, 31):02d}'"
-        if self._chance(0.1):
-            return self._r.choice(("NULL", "DEFAULT"))
+            return f"'2020-01-{self._v.randint(1, 31):02d}'"
+        if self._v.random() < 0.1:
+            return self._v.choice(("NULL", "DEFAULT"))
         return self._constant(column.type)
 
     def _new_id(self, table: str) -> str:
-        roll = self._r.random()
+        roll = self._v.random()
         if roll < 0.85:
-            return str(self._r.randint(400, 899))
+            return str(self._v.randint(400, 899))
         if roll < 0.95 or table in ("events", "ledger", "things"):
-            return str(self._r.randint(1, 12))
-        return str(self._r.randint(1013, 1036))
+            return str(self._v.randint(1, 12))
+        return str(self._v.randint(1013, 1036))
 
     def _insert(self) -> str:
         table = self._r.choice(_WRITABLE)
@@ -877,7 +882,7 @@ class Generator:
                 if column.sql == "id":
                     cells.append(f"{alias}.id % 500 + 400")
                 elif column.sql == "tenant":
-                    cells.append(self._r.choice((f"{alias}.tenant", f"{alias}.tenant", "'a'", "'b'")))
+                    cells.append(self._r.choice((f"{alias}.tenant", f"{alias}.tenant", f"{alias}.tenant", "'a'", "'a'", "'b'")))
                 elif column.sql == "name":
                     cells.append(self._r.choice((f"coalesce({alias}.{'kind' if source == 'accounts' else 'name'}, 'none')", "'copy'")))
                 elif column.sql in ("day", "customer_id", "region_id"):

@@ -102,9 +102,11 @@ class Bench:
         native = self.alone(f"native{lane}", wanted.statements)
         found = self.judged(wanted, ours, native)
         leaked = self.world.leaked()
-        if leaked and found:
-            assert all(role.startswith("grille_app") for role, _ in leaked), f"native row security leaked: {leaked}"
-            found[0] = Verdict("leak", f"a function saw {sorted({value for _, value in leaked})[:3]}")
+        # Native row security evaluates the WHERE of ON CONFLICT DO UPDATE before it looks at its policy.
+        natively = {value for role, value in leaked if not role.startswith("grille_app")}
+        seen = sorted({value for role, value in leaked if role.startswith("grille_app")} - natively)
+        if seen and found:
+            found[0] = Verdict("leak", f"a function saw {seen[:3]}")
         return found
 
     def judged(self, wanted: Script, ours: Sequence[Outcome], native: Sequence[Outcome]) -> list[Verdict]:
@@ -207,9 +209,7 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
             verdicts = bench.verdicts(wanted, lane)
         if any(verdict.kind in BAD for verdict in verdicts):
             suspects.append(wanted)
-    leaked = bench.world.leaked()
-    if leaked:
-        assert all(role.startswith("grille_app") for role, _ in leaked), f"native row security leaked: {leaked}"
+    if any(role.startswith("grille_app") for role, _ in bench.world.leaked()):
         results = [(wanted, bench.verdicts(wanted, lane) if wanted not in suspects else verdicts, ours)
                    for wanted, verdicts, ours in results]  # fmt: skip
     for wanted, verdicts, ours in results:

@@ -148,7 +148,7 @@ class World:
         sections = [
             section("[listener]", {"port": 0, "certificate": "grille.pem", "key": "grille.key"}),
             section("[admin]", {"port": 0}),
-            section("[process]", {"workers": 1, "drain_seconds": 1.0}),
+            section("[process]", {"workers": min(self.lanes, 2), "drain_seconds": 1.0}),
             section("[[trust_domains]]", {"name": TRUST_DOMAIN, "bundle": "ca.pem"}),
             *(section("[[databases]]", {
                 "name": name, "host": self.cluster.host, "port": self.cluster.port, "database": name,

@@ -1879,6 +1879,7 @@ class Analyzer:
         counting = schema in (None, "pg_catalog") and name == "count"
         infos: list[_Info] = []
         bare = len(self._bare)
+        references, self._references = self._references, {}
         for argument in message.args:
             if kind_of(argument) == "named_arg_expr":
                 raise _unsupported("A named argument")
@@ -1896,6 +1897,8 @@ class Analyzer:
             self._sort(message.agg_order, scope, ())
         if message.HasField("agg_filter"):
             self._expression_bool(message.agg_filter, scope)
+        read = self._references
+        self._references = {**references, **read}
         if message.HasField("over"):
             self._window(message.over, scope)
         arguments = () if message.agg_star else tuple(info.type for info in infos)
@@ -1914,6 +1917,9 @@ class Analyzer:
             self._result.unbounded = self._result.unbounded or candidate.returns_set
             self._result.unbounded = self._result.unbounded or (own and candidate.volatility != "i")
         aggregate = any(c.kind in "aw" for c in candidates)
+        if aggregate and read and not any(item in read for item in scope.namespace.items):
+            # It belongs to the outer query, whose rows a guard in here could no longer look at.
+            raise _unsupported("An aggregate over columns of an outer query alone")
         if aggregate and not message.HasField("over"):
             del self._bare[bare:]
         self._result.aggregated = self._result.aggregated or (self._outermost and aggregate)

@@ -532,7 +532,10 @@ class _Rewrite:
                 )
             clause = statement.on_conflict_clause
             own = _copy(clause.where_clause) if clause.HasField("where_clause") else tree.boolean_constant(True)
-            clause.where_clause.CopyFrom(tree.case(_copy(condition), own, _raise(ROW_CHECK)))
+            proposed = self._condition(item, qualifier=("excluded",))
+            assert proposed is not None  # noqa: S101
+            # As under native row security, a row that may not be written may not be proposed either.
+            clause.where_clause.CopyFrom(tree.case(tree.both([_copy(condition), proposed]), own, _raise(ROW_CHECK)))
         if site.action in ("insert", "update") and condition is not None:
             check = tree.target(tree.case(condition, tree.boolean_constant(True), _raise(ROW_CHECK)), "grille:check")
             existing = [_copy(node) for node in statement.returning_clause.exprs] if site.has_returning else []
