@@ -39,15 +39,18 @@ def main() -> int:
         rate = tally.statements / (time.monotonic() - started)
         print(f"{tally.statements} of {chosen.statements} statements, {rate:.0f}/s, bad={tally.bad}", flush=True)
 
-    with Cluster(binaries, settings=settings()) as cluster, World(cluster, chosen.lanes) as world, Bench(world) as bench:
+    with (
+        Cluster(binaries, settings=settings()) as cluster,
+        World(cluster, chosen.lanes) as world,
+        Bench(world) as bench,
+    ):
         started = time.monotonic()
-        tally = campaign(
-            bench, chosen.statements, chosen.seed, start=chosen.start, progress=progress, save=chosen.save
-        )
+        tally = campaign(bench, chosen.statements, chosen.seed, start=chosen.start, progress=progress, save=chosen.save)
         exception = '"exception"' in world.log.read_text()
     seconds = time.monotonic() - started
     print(f"{chosen.server}, {grille.build()} build, seed {chosen.seed}: {tally.statements / seconds:.0f} statements/s")
-    _table("denied, though native row security answers", tally.reasons)
+    shown = {f"{reason} (such as number {tally.examples[reason]})": n for reason, n in tally.reasons.items()}
+    _table("denied, though native row security answers", shown)
     _table("equal, with an allowed difference", tally.allowed)
     _table("equal pairs ended in", tally.ended)
     print(f"agreed: {tally.counts['agreed']} that Grille denies and native row security refuses as well")

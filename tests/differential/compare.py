@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from tests.differential.wire import Outcome, same_rows
+from tests.differential.wire import Outcome, Statement, same_rows
 
 
 class Allowed(StrEnum):
@@ -19,8 +19,8 @@ class Allowed(StrEnum):
     """Grille replaces the server's words: SQLSTATEs are compared, not messages."""
     ORDER = "order of evaluation"
     """Which of several conditions runs first is the planner's choice: an expression that fails on a row that the agent
-    may see fails on one side only, or another one fails first.  Allowed only if the answer is the same without the
-    hidden rows."""
+    may see fails on one side only, or another one fails first.  Allowed if the statement has such an expression, or if
+    the answer is the same without the hidden rows."""
     CHECKS = "order of checks"
     """A written row that is outside of the filter *and* violates a constraint: native row security checks the filter
     first, Grille after the constraints; both refuse."""
@@ -41,12 +41,13 @@ _CONSTRAINT: Final = "23"
 _TIMED_OUT: Final = "57014"
 _ROW_CHECK: Final = "RO-02"
 _FULL_JOIN: Final = "0A000"
-"""PostgreSQL joins FULL on hashable or mergeable conditions only, unless a strict WHERE makes another join of it; a guard
-hides that the condition is strict.  The server then refuses, which counts as a denial."""
+"""PostgreSQL joins FULL on hashable or mergeable conditions only, unless a strict WHERE makes another join of it; a
+guard hides that the condition is strict.  The server then refuses, which counts as a denial."""
 
 
-def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Callable[[], Outcome]) -> Verdict:
+def judge(statement: Statement, ours: Outcome, native: Outcome, visible: Callable[[], Outcome]) -> Verdict:
     """Compare Grille's outcome with native row security's; ``visible`` runs the statement without the hidden rows."""
+    ordered = statement.ordered
     if ours.kind == "lost" or native.kind == "lost" or ours.state[:2] in ("XX", "08"):
         return Verdict("crash", f"{ours.kind} {ours.state} {ours.message}; native {native.kind} {native.message}")
     if "57014" in (ours.state, native.state):
@@ -58,6 +59,8 @@ def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Cal
             return Verdict("equal", Allowed.CHECKS)
         if native.kind == "error":
             return Verdict("agreed", ours.state)
+        if ours.state == _ROW_CHECK and "ON CONFLICT DO NOTHING" not in ours.message:
+            return Verdict("wrong", f"a row that may be written is refused; native {_brief(native)}")
         return Verdict("denied", f"{ours.state} {ours.message}")
     if ours.kind == native.kind == "error" and ours.state == native.state:
         return Verdict("equal")
@@ -76,14 +79,17 @@ def judge(ours: Outcome, native: Outcome, ordered: tuple[int, ...], visible: Cal
         return Verdict("equal", Allowed.CHECKS)
     if ours.state == _FULL_JOIN and ours.kind == "error":
         return Verdict("denied", "0A000 a FULL JOIN that no longer becomes an outer join")
+    states = {ours.state, native.state} - {""}
+    failed = "error" in (ours.kind, native.kind) and all(state[:2] in _DATA for state in states)
+    if failed and statement.fails:
+        return Verdict("equal", Allowed.ORDER)
     without = visible()
     independent = (ours.kind, ours.state, ours.tag) == (without.kind, without.state, without.tag) and same_rows(
         ours, without, ordered
     )
     if not independent:
         return Verdict("leak", f"{what}, without hidden rows {_brief(without)}")
-    states = {ours.state, native.state} - {""}
-    if "error" in (ours.kind, native.kind) and states and all(state[:2] in _DATA for state in states):
+    if failed:
         return Verdict("equal", Allowed.ORDER)
     return Verdict("wrong", what)
 

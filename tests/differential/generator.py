@@ -48,11 +48,12 @@ def _columns(text: str) -> tuple[Column, ...]:
 TABLES: Final = {
     "regions": _columns("id:int:region name:text score:int"),
     "customers": _columns(
-        "id:int:m:customer tenant:text region_id:int:region name:text:m level:mood score:int amount:num day:date seen:ts "
-        "tags:tags data:json active:bool code:text:m"
+        "id:int:m:customer tenant:text region_id:int:region name:text:m level:mood score:int amount:num day:date "
+        "seen:ts tags:tags data:json active:bool code:text:m"
     ),
     "accounts": _columns(
-        "id:int:m:account tenant:text customer_id:int:customer kind:text amount:num day:date active:bool rate:float parts:ints"
+        "id:int:m:account tenant:text customer_id:int:customer kind:text amount:num day:date active:bool rate:float "
+        "parts:ints"
     ),
     "cards": _columns("id:int:m tenant:text customer_id:int:customer name:text:m active:bool score:int"),
     "events": _columns("id:int:m tenant:text account_id:int:account name:text:m score:int seen:ts"),
@@ -115,6 +116,7 @@ class Generator:
         self._values: list[bytes | None] = []
         self._safe = 0
         """Above 0: no sub-selects, as the place does not take them or the statement is large already."""
+        self._fails = False
 
     # Scripts
 
@@ -133,10 +135,12 @@ class Generator:
 
     def _statement(self, write: Callable[[], tuple[str, tuple[int, ...]]]) -> Statement:
         self._levels, self._ctes, self._count, self._values, self._safe = [], [], 0, [], 0
+        self._fails = False
         self._types = [] if self._chance(0.4) else None
         sql, ordered = write()
         types = tuple(self._types or ())
-        return Statement(sql, types, tuple(self._values), ordered, simple=not types and self._chance(0.15))
+        simple = not types and self._chance(0.15)
+        return Statement(sql, types, tuple(self._values), ordered, simple, fails=self._fails)
 
     def _chance(self, share: float) -> bool:
         return self._r.random() < share
@@ -173,10 +177,8 @@ class Generator:
         self._r.shuffle(columns)
         if not total:
             columns = columns[: self._r.randint(1, width)]
-        parts = [
-            f"{column + 1}{self._r.choice(('', '', ' DESC', ' ASC'))}{self._r.choice(('', '', ' NULLS FIRST', ' NULLS LAST'))}"
-            for column in columns
-        ]
+        directions, nulls = ("", "", " DESC", " ASC"), ("", "", " NULLS FIRST", " NULLS LAST")
+        parts = [f"{column + 1}{self._r.choice(directions)}{self._r.choice(nulls)}" for column in columns]
         return " ORDER BY " + ", ".join(parts), tuple(columns)
 
     def _with(self, size: int) -> str:
@@ -216,7 +218,15 @@ class Generator:
         if size > 0 and self._chance(0.12):
             return self._set_operation(size, want)
         kind = self._r.choices(
-            (self._plain, self._grouped, self._aggregated, self._windowed, self._distinct, self._distinct_on, self._by_key),
+            (
+                self._plain,
+                self._grouped,
+                self._aggregated,
+                self._windowed,
+                self._distinct,
+                self._distinct_on,
+                self._by_key,
+            ),
             (50, 14, 8, 8, 7, 5, 4),
         )[0]
         if want is not None and kind in (self._windowed, self._by_key):
@@ -227,7 +237,9 @@ class Generator:
         want = want or [self._r.choice(_COMMON) for _ in range(self._r.randint(1, 3))]
         left, one = self._query(size - 1, want)
         right, other = self._values_query(want) if self._chance(0.15) else self._query(size - 1, want)
-        operator = self._r.choice(("UNION", "UNION ALL", "UNION ALL", "INTERSECT", "EXCEPT", "INTERSECT ALL", "EXCEPT ALL"))
+        operator = self._r.choice(
+            ("UNION", "UNION ALL", "UNION ALL", "INTERSECT", "EXCEPT", "INTERSECT ALL", "EXCEPT ALL")
+        )
         outputs = [_Out(a.name, a.type, a.marked and b.marked) for a, b in zip(one, other, strict=True)]
         return f"({left}) {operator} ({right})", outputs
 
@@ -358,7 +370,9 @@ class Generator:
     def _window_call(self) -> tuple[str, str]:
         """A call that gives peers the same value."""
         if self._chance(0.5):
-            return self._r.choice((("big", "rank()"), ("big", "dense_rank()"), ("big", "count(*)"), ("float", "percent_rank()")))
+            return self._r.choice(
+                (("big", "rank()"), ("big", "dense_rank()"), ("big", "count(*)"), ("float", "percent_rank()"))
+            )
         if self._chance(0.5):
             column = self._column("int") or Column("1", "int")
             filtered = f" FILTER (WHERE {self._condition(0)})" if self._chance(0.3) else ""
@@ -418,7 +432,9 @@ class Generator:
 
     def _from(self, size: int) -> _Source:
         """A FROM clause; what it makes visible is in the columns."""
-        count = self._r.choices((1, 2, 3, 4, 5), ((60, 40, 0, 0, 0), (50, 35, 10, 5, 0), (35, 35, 18, 8, 4))[min(size, 2)])[0]
+        count = self._r.choices(
+            (1, 2, 3, 4, 5), ((60, 40, 0, 0, 0), (50, 35, 10, 5, 0), (35, 35, 18, 8, 4))[min(size, 2)]
+        )[0]
         result = self._item(size)
         loose = 0
         for _ in range(count - 1):
@@ -454,11 +470,15 @@ class Generator:
                            [Column(f"{alias}.{n}", k) for n, k in zip(names, kinds, strict=True)], names)  # fmt: skip
         if roll > 0.95:
             alias = self._alias("g")
-            return _Source(f"generate_series(1, {self._r.randint(1, 9)}) {alias}(n)", [Column(f"{alias}.n", "int")], ["n"])
+            return _Source(
+                f"generate_series(1, {self._r.randint(1, 9)}) {alias}(n)", [Column(f"{alias}.n", "int")], ["n"]
+            )
         table = self._r.choices(tuple(TABLES), (5, 30, 22, 12, 12, 12, 12, 6, 3))[0]
         alias = self._alias() if self._chance(0.8) else f"{table}_{self._alias()}"
         only = "ONLY " if table == "things" and self._chance(0.15) else ""
-        return _Source(f"{only}{table} {alias}", self._named(table, alias), [c.sql for c in TABLES[table]], table in _KEYED)
+        return _Source(
+            f"{only}{table} {alias}", self._named(table, alias), [c.sql for c in TABLES[table]], table in _KEYED
+        )
 
     def _lateral(self, size: int) -> _Source:
         alias = self._alias("l")
@@ -480,9 +500,13 @@ class Generator:
         ]  # fmt: skip
         columns = left.columns + right.columns
         names = left.names + right.names
-        kinds = ("JOIN", "LEFT JOIN") if lateral else ("JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN")
+        kinds = (
+            ("JOIN", "LEFT JOIN") if lateral else ("JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN")
+        )
         kind = self._r.choice(kinds)
         natural = typed and len(typed) == len(both) and "LATERAL" not in right.sql
+        if self._chance(0.8):  # of other types no equality is leakproof, or no join by it is worth much
+            typed = [name for name in typed if _typed(left, name) in ("int", "text", "num", "date", "ts", "big")]
         if natural and self._chance(0.12):
             return self._merged(left, right, f"{left.sql} NATURAL {kind} {right.sql}", both), False
         if typed and self._chance(0.15):
@@ -492,20 +516,24 @@ class Generator:
             comma = self._r.choice((" CROSS JOIN ", ", ")) if " JOIN " not in left.sql else " CROSS JOIN "
             return _Source(f"{left.sql}{comma}{right.sql}", columns, names), True
         pairs = [(a, b) for a in left.columns for b in right.columns if a.type == b.type and a.key and a.key == b.key]
+        if kind == "FULL JOIN" and not pairs and self._chance(0.9):
+            kind = "LEFT JOIN"  # on other columns it can seldom be joined at all
         pairs = pairs or [(a, b) for a in left.columns for b in right.columns if a.type == b.type and a.type != "json"]
         free = not pairs
         self._levels.append(columns)
         if pairs and (kind == "FULL JOIN" or not self._chance(0.1)):
             one, other = self._r.choice(pairs)
             condition = f"{one.sql} = {other.sql}"
-            if self._chance(0.3):
+            if self._chance(0.05 if kind == "FULL JOIN" else 0.3):
                 condition += f" {self._r.choice(('AND', 'AND', 'AND', 'OR'))} {self._condition(1)}"
         elif loose:
             condition, free = self._condition(1), True
         else:
             condition, free = "false", False
         self._levels.pop()
-        left_sql = left.sql if "," not in left.sql.split("(")[0] else f"(SELECT 1) {self._alias()} CROSS JOIN {left.sql}"
+        left_sql = (
+            left.sql if "," not in left.sql.split("(")[0] else f"(SELECT 1) {self._alias()} CROSS JOIN {left.sql}"
+        )
         return _Source(f"{left_sql} {kind} {right.sql} ON {condition}", columns, names), free
 
     def _merged(self, left: _Source, right: _Source, sql: str, using: Sequence[str]) -> _Source:
@@ -554,8 +582,8 @@ class Generator:
             case "float":
                 return f"{r.randint(0, 2)}.{r.choice((0, 25, 5))}"
             case "text":
-                return r.choice(("a", "b", "ann 1", f"ann {r.randint(1, 12)}", "loan", "giro", "v1", "t0", "t1", "", "7",
-                                 "north", f"hid {r.randint(13, 36)}", "zz"))  # fmt: skip
+                return r.choice(("a", "b", "ann 1", f"ann {r.randint(1, 12)}", "loan", "giro", "v1", "t0", "t1", "",
+                                 "7", "north", f"hid {r.randint(13, 36)}", "zz"))  # fmt: skip
             case "bool":
                 return r.choice(("true", "false"))
             case "date":
@@ -697,7 +725,11 @@ class Generator:
             parts = [self._condition(depth - 1) for _ in range(self._r.choice((2, 2, 3)))]
             return "(" + f" {self._r.choice(('AND', 'AND', 'OR'))} ".join(parts) + ")"
         if depth > 0 and roll < 0.36:
-            return f"NOT {self._condition(depth - 1)}" if self._chance(0.5) else f"({self._condition(depth - 1)}) IS NOT TRUE"
+            return (
+                f"NOT {self._condition(depth - 1)}"
+                if self._chance(0.5)
+                else f"({self._condition(depth - 1)}) IS NOT TRUE"
+            )
         if depth > 0 and self._safe == 0 and roll < 0.55:
             return self._sub_condition(depth)
         if roll < 0.66:
@@ -717,25 +749,31 @@ class Generator:
             case 4:
                 return f"{left} IS {self._r.choice(('', 'NOT '))}NULL"
             case 5:
-                return f"{left} {self._r.choice(('IN', 'IN', 'NOT IN'))} ({', '.join(self._constant(kind, bare=named) for _ in range(self._r.randint(1, 4)))})"
+                listed = ", ".join(self._constant(kind, bare=named) for _ in range(self._r.randint(1, 4)))
+                return f"{left} {self._r.choice(('IN', 'IN', 'NOT IN'))} ({listed})"
             case 6:
-                return f"{left} {self._r.choice(('', 'NOT '))}BETWEEN {self._constant(kind, bare=named)} AND {self._constant(kind, bare=named)}"
+                least, most = self._constant(kind, bare=named), self._constant(kind, bare=named)
+                return f"{left} {self._r.choice(('', 'NOT '))}BETWEEN {least} AND {most}"
             case 7:
                 return f"{left} IS {self._r.choice(('', 'NOT '))}DISTINCT FROM {self._cast_constant(kind)}"
             case 8:
                 text = self._column("text")
                 pattern = self._r.choice(("ann%", "%1", "h_d%", "%a%", "_"))
-                return f"{text.sql if text else self._leaf('text')} {self._r.choice(('LIKE', 'NOT LIKE', 'ILIKE'))} '{pattern}'"
+                value = text.sql if text else self._leaf("text")
+                return f"{value} {self._r.choice(('LIKE', 'NOT LIKE', 'ILIKE'))} '{pattern}'"
             case 9:
                 kinds = ("int", "text") if kind not in ("int", "text") else (kind,)
                 chosen = self._r.choice(kinds)
                 array = "ints" if chosen == "int" else "tags"
                 right = self._column(array)
-                return f"{self._leaf(chosen)} = ANY ({right.sql if right and self._chance(0.5) else self._cast_constant(array)})"
+                values = right.sql if right and self._chance(0.5) else self._cast_constant(array)
+                return f"{self._leaf(chosen)} = ANY ({values})"
             case 10:
                 tags, json = self._column("tags"), self._column("json")
                 if json is not None and self._chance(0.5):
-                    return self._r.choice((f"{json.sql} @> '{{\"k\": \"v1\"}}'", f"{json.sql} ? 'n'", f"{json.sql} ->> 'k' = 'v2'"))
+                    return self._r.choice(
+                        (f'{json.sql} @> \'{{"k": "v1"}}\'', f"{json.sql} ? 'n'", f"{json.sql} ->> 'k' = 'v2'")
+                    )
                 if tags is not None:
                     return f"{tags.sql} {self._r.choice(('@>', '&&', '<@'))} {self._cast_constant('tags')}"
                 return f"{left} = {self._cast_constant(kind)}"
@@ -768,14 +806,15 @@ class Generator:
             return f"public.leak({number.sql}) {self._comparison()} {self._constant('int')}"
         if text is not None and roll < 0.5:
             return self._r.choice(
-                (f"public.leak({text.sql}) {self._comparison()} {self._constant('text')}", f"public.leak({text.sql}) IS NOT NULL",
-                 f"public.leak({text.sql}) LIKE 'a%'")
+                (f"public.leak({text.sql}) {self._comparison()} {self._constant('text')}",
+                 f"public.leak({text.sql}) IS NOT NULL", f"public.leak({text.sql}) LIKE 'a%'")
             )  # fmt: skip
         if number is not None and roll < 0.75:
             hidden = self._r.randint(1013, 1036)
             return self._r.choice(
                 (f"10 / ({number.sql} - {hidden}) <= 0", f"{hidden} % ({hidden} - {number.sql}) >= 0",
-                 f"substr('abc', 1, {self._r.randint(1013, 1030)} - {number.sql}) <> 'x'", f"sqrt({1020} - {number.sql}) > 0")
+                 f"substr('abc', 1, {self._r.randint(1013, 1030)} - {number.sql}) <> 'x'",
+                 f"sqrt(1020 - {number.sql}) > 0")
             )  # fmt: skip
         data = self._column("json")
         if data is not None and data.sql.endswith(".data") and roll < 0.88:
@@ -784,6 +823,7 @@ class Generator:
         if code is not None and code.sql.endswith(".code") and roll < 0.97:
             return f"({code.sql})::int {self._comparison()} {self._constant('int')}"
         if self._chance(0.1):
+            self._fails = True
             return f"10 / ({self._leaf('int')} - {self._r.randint(1, 6)}) > 0"
         return f"length({self._leaf('text')}) > {self._r.randint(0, 6)}"
 
@@ -804,14 +844,28 @@ class Generator:
                         ("count(*)", f"count({distinct}{argument(self._r.choice(_COMMON))})", f"sum({argument('int')})")
                     )
                 case "num":
-                    text = self._r.choice((f"sum({argument('num')})", f"avg({argument('int')})", f"max({argument('num')})"))
+                    text = self._r.choice(
+                        (f"sum({argument('num')})", f"avg({argument('int')})", f"max({argument('num')})")
+                    )
                 case "text":
                     one = self._leaf("text")
-                    text = self._r.choice((f"max({argument('text')})", f"min({argument('text')})", f"string_agg({one}, ',' ORDER BY {one})"))
+                    text = self._r.choice(
+                        (
+                            f"max({argument('text')})",
+                            f"min({argument('text')})",
+                            f"string_agg({one}, ',' ORDER BY {one})",
+                        )
+                    )
                     if "$" in one and "string_agg" in text:
                         text = f"max({one})"
                 case "bool":
-                    text = self._r.choice((f"bool_or({argument('bool')})", f"bool_and({argument('bool')})", f"every({self._condition(0)})"))
+                    text = self._r.choice(
+                        (
+                            f"bool_or({argument('bool')})",
+                            f"bool_and({argument('bool')})",
+                            f"every({self._condition(0)})",
+                        )
+                    )
                 case "json":
                     column = self._column("int")
                     text = f"jsonb_agg({column.sql} ORDER BY {column.sql})" if column else "to_jsonb(count(*))"
@@ -871,7 +925,11 @@ class Generator:
     def _insert(self) -> str:
         table = self._r.choice(_WRITABLE)
         columns = TABLES[table]
-        named = list(columns) if self._chance(0.3) else [c for c in columns if c.sql in ("id", "tenant", "name", "day") or self._chance(0.5)]
+        named = (
+            list(columns)
+            if self._chance(0.3)
+            else [c for c in columns if c.sql in ("id", "tenant", "name", "day") or self._chance(0.5)]
+        )
         listed = ", ".join(c.sql for c in named)
         target = f"{table} ({listed})" if len(named) < len(columns) or self._chance(0.7) else table
         if self._chance(0.3):
@@ -882,9 +940,15 @@ class Generator:
                 if column.sql == "id":
                     cells.append(f"{alias}.id % 500 + 400")
                 elif column.sql == "tenant":
-                    cells.append(self._r.choice((f"{alias}.tenant", f"{alias}.tenant", f"{alias}.tenant", "'a'", "'a'", "'b'")))
+                    cells.append(
+                        self._r.choice((f"{alias}.tenant", f"{alias}.tenant", f"{alias}.tenant", "'a'", "'a'", "'b'"))
+                    )
                 elif column.sql == "name":
-                    cells.append(self._r.choice((f"coalesce({alias}.{'kind' if source == 'accounts' else 'name'}, 'none')", "'copy'")))
+                    cells.append(
+                        self._r.choice(
+                            (f"coalesce({alias}.{'kind' if source == 'accounts' else 'name'}, 'none')", "'copy'")
+                        )
+                    )
                 elif column.sql in ("day", "customer_id", "region_id"):
                     cells.append(f"{self._new_value(column)}::{_SQL[column.type]}")
                 elif column.sql == "code":
@@ -899,11 +963,15 @@ class Generator:
         else:
             rows = []
             for _ in range(self._r.choice((1, 1, 1, 2, 3))):
-                rows.append("(" + ", ".join(self._new_id(table) if c.sql == "id" else self._new_value(c) for c in named) + ")")
+                rows.append(
+                    "(" + ", ".join(self._new_id(table) if c.sql == "id" else self._new_value(c) for c in named) + ")"
+                )
             body = f"VALUES {', '.join(rows)}"
         conflict = ""
         if table in _KEYED and self._chance(0.3):
-            changed = self._r.choice([c for c in columns if c.sql not in ("id", "region_id", "customer_id", "tenant", "code")])
+            changed = self._r.choice(
+                [c for c in columns if c.sql not in ("id", "region_id", "customer_id", "tenant", "code")]
+            )
             if self._chance(0.15):
                 conflict = " ON CONFLICT DO NOTHING"
             else:
@@ -919,12 +987,20 @@ class Generator:
         table = self._r.choice(_WRITABLE)
         alias = self._alias() if self._chance(0.5) else table
         own = self._named(table, alias)
-        changeable = [c for c in TABLES[table] if c.sql not in ("id", "region_id", "customer_id", "tenant", "code", "day", "score")]
+        changeable = [
+            c
+            for c in TABLES[table]
+            if c.sql not in ("id", "region_id", "customer_id", "tenant", "code", "day", "score")
+        ]
         chosen = self._r.sample(changeable, self._r.randint(1, min(2, len(changeable))))
         self._levels.append(own)
         sets = []
         for column in chosen:
-            value = self._expression(column.type, 1, plain=self._chance(0.7)) if self._chance(0.6) else self._new_value(column)
+            value = (
+                self._expression(column.type, 1, plain=self._chance(0.7))
+                if self._chance(0.6)
+                else self._new_value(column)
+            )
             if column.sql == "name":
                 value = f"coalesce({value}, 'none')"
                 value = "'none'" if "DEFAULT" in value else value

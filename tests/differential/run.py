@@ -33,6 +33,8 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     """Denials of what native row security answers, by control and reason."""
+    examples: dict[str, int] = field(default_factory=dict)
+    """The number of a script for each of them."""
     allowed: Counter[str] = field(default_factory=Counter)
     """Equal pairs that differ in an allowed way."""
     ended: Counter[str] = field(default_factory=Counter)
@@ -61,8 +63,10 @@ class Tally:
 class Bench:
     """Sessions of a world's lanes, opened again when one is lost.  Use as a context manager."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, agent: str = "agent") -> None:
+        """``agent``: ``agent``, or ``open`` for one to whom the policy gives all rows."""
         self.world = world
+        self.agent = agent
         self._sessions: dict[str, pq.abc.PGconn] = {}
 
     def __enter__(self) -> Bench:
@@ -73,7 +77,7 @@ class Bench:
             connection.finish()
 
     def session(self, name: str) -> pq.abc.PGconn:
-        """``agent<lane>`` and ``visible`` through Grille, ``native<lane>`` under row security."""
+        """``agent<lane>``, ``open<lane>`` and ``visible`` through Grille, ``native<lane>`` under row security."""
         connection = self._sessions.get(name)
         if connection is None or connection.status != pq.ConnStatus.OK or connection.pipeline_status:
             if connection is not None:
@@ -98,7 +102,7 @@ class Bench:
     def verdicts(self, wanted: Script, lane: int) -> list[Verdict]:
         """How each judged statement of the script compares, run by itself; a leak shows in the first verdict."""
         self.world.leaked()
-        ours = self.alone(f"agent{lane}", wanted.statements)
+        ours = self.alone(f"{self.agent}{lane}", wanted.statements)
         native = self.alone(f"native{lane}", wanted.statements)
         found = self.judged(wanted, ours, native)
         leaked = self.world.leaked()
@@ -122,7 +126,7 @@ class Bench:
             def visible(index: int = index) -> Outcome:
                 return self.alone("visible", wanted.statements[: index + 1])[-1]
 
-            verdict = judge(one, other, statement.ordered, visible)
+            verdict = judge(statement, one, other, visible)
             found.append(verdict)
             if verdict.kind != "equal" or verdict.detail or one.kind in _STOP:
                 break
@@ -185,13 +189,13 @@ def _alone(wanted: Script) -> bool:
 
 
 def _launch(bench: Bench, lane: int, batch: Sequence[Script]) -> None:
-    for name in (f"agent{lane}", f"native{lane}"):
+    for name in (f"{bench.agent}{lane}", f"native{lane}"):
         send(bench.session(name), _flat(batch))
 
 
 def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: Path | None) -> None:
     count = len(_flat(batch))
-    names = (f"agent{lane}", f"native{lane}")
+    names = (f"{bench.agent}{lane}", f"native{lane}")
     answers = [receive(bench.session_in_flight(name), count) for name in names]
     offset = 0
     suspects = []
@@ -235,7 +239,8 @@ def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict], ours: Sequ
     for verdict, outcome in zip(verdicts, judged, strict=False):
         tally.counts[verdict.kind] += 1
         if verdict.kind == "denied":
-            tally.reasons[verdict.detail] += 1
+            tally.reasons[_reason(verdict.detail)] += 1
+            tally.examples.setdefault(_reason(verdict.detail), wanted.number)
         elif verdict.kind == "equal":
             tally.ended[outcome.state or outcome.kind] += 1
             if verdict.detail:
@@ -251,11 +256,10 @@ def _reason(detail: str) -> str:
 
 
 def write(directory: Path, wanted: Script, verdict: Verdict) -> Path:
-    """Keep a difference as a file that the ordinary tests run."""
+    """Keep a difference as a file that the ordinary tests run: it must not be one any more."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{verdict.kind}-{wanted.number}.json"
     content = {
-        "expected": "equal",
         "found": f"{verdict.kind}: {verdict.detail}",
         "statements": [_as_json(statement) for statement in wanted.statements],
     }
@@ -272,15 +276,14 @@ def _as_json(statement: Statement) -> dict[str, Any]:
         ]
     if statement.ordered:
         content["ordered"] = list(statement.ordered)
-    if statement.simple:
-        content["simple"] = True
-    if not statement.judged:
-        content["judged"] = False
+    for name in ("simple", "judged", "fails"):
+        if getattr(statement, name) != Statement._field_defaults[name]:
+            content[name] = getattr(statement, name)
     return content
 
 
-def read(path: Path) -> tuple[Script, str]:
-    """A script that was kept, and the verdict that is expected of its last judged statement."""
+def read(path: Path) -> Script:
+    """A script that was kept."""
     content = json.loads(path.read_text())
     statements = [
         Statement(
@@ -290,7 +293,8 @@ def read(path: Path) -> tuple[Script, str]:
             tuple(each.get("ordered", ())),
             each.get("simple", False),
             each.get("judged", True),
+            each.get("fails", False),
         )
         for each in content["statements"]
     ]
-    return Script(statements), content["expected"]
+    return Script(statements)

@@ -12,18 +12,19 @@ from postgast import pg_query_pb2 as pb
 
 from grille.protocols.postgres import tree
 from tests.differential.generator import Script
-from tests.differential.wire import Statement
 
 _ATTEMPTS: Final = 600
 _DEPTH: Final = 60
 
-# Only what leaves a whole tree: the deparser, which is C, takes no other.  Without an ORDER BY the answer would no longer be
-# determined, so it stays.
+# Only what leaves a whole tree, for the deparser.  Without an ORDER BY the answer would no longer be determined, so it
+# stays.
 _OPTIONAL: Final = frozenset(
     "where_clause having_clause limit_offset limit_count with_clause group_clause agg_filter returning_clause "
     "on_conflict_clause distinct_clause locking_clause over lateral".split()
 )
-_LISTS: Final = frozenset("target_list from_clause group_clause values_lists ctes exprs items using_clause cols".split())
+_LISTS: Final = frozenset(
+    "target_list from_clause group_clause values_lists ctes exprs items using_clause cols".split()
+)
 _EXPRESSIONS: Final = frozenset(
     "bool_expr a_expr func_call coalesce_expr case_expr type_cast null_test min_max_expr sub_link column_ref a_const "
     "a_indirection a_array_expr boolean_test param_ref".split()
@@ -135,7 +136,9 @@ def _paths(root: Any) -> Iterator[Callable[[Any], None]]:
                 continue
             least = 3 if kind == "BoolExpr" else 2
             for index, part in enumerate(value):
-                if len(value) >= least and (name in _LISTS or (name == "args" and kind in ("BoolExpr", "CaseExpr", "CoalesceExpr"))):
+                if len(value) >= least and (
+                    name in _LISTS or (name == "args" and kind in ("BoolExpr", "CaseExpr", "CoalesceExpr"))
+                ):
                     yield _dropped(where, name, index)
                 queue.append(((*where, (name, index)), part))
 

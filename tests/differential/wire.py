@@ -29,6 +29,8 @@ class Statement(NamedTuple):
     """Sent as a simple Query."""
     judged: bool = True
     """False for BEGIN and the like."""
+    fails: bool = False
+    """An expression in it may fail on rows that the agent may see."""
 
 
 class Outcome(NamedTuple):
@@ -49,7 +51,9 @@ def send(connection: pq.abc.PGconn, statements: Sequence[Statement]) -> None:
     """Send all of them, each with a Sync of its own; nothing may be in flight.  Not for simple Queries."""
     connection.enter_pipeline_mode()
     for statement in statements:
-        connection.send_query_params(statement.sql.encode(), list(statement.values) or None, list(statement.types) or None)
+        connection.send_query_params(
+            statement.sql.encode(), list(statement.values) or None, list(statement.types) or None
+        )
         connection.pipeline_sync()
 
 

@@ -2,7 +2,8 @@
 
 Lane `n` is an agent in database ``whole<n>`` through Grille, and the same agent in ``native<n>``, a copy with row
 security.  What is written on one lane meets nobody else.  The agent ``visible`` is in a database without the hidden
-rows: what it is told cannot depend on them.
+rows: what it is told cannot depend on them.  To the agents ``open<n>`` the policy gives all rows: with them the
+comparison must find leaks, else it sees nothing.
 """
 
 from __future__ import annotations
@@ -60,12 +61,11 @@ _ODD_PLANS: Final = "enable_seqscan enable_hashjoin enable_hashagg enable_materi
 
 
 class World:
-    """Use as a context manager.  ``lanes`` pairs of databases; ``tenant`` is whom the native side takes the agent for."""
+    """Use as a context manager."""
 
-    def __init__(self, cluster: Cluster, lanes: int = 1, tenant: str = "a") -> None:
+    def __init__(self, cluster: Cluster, lanes: int = 1) -> None:
         self.cluster = cluster
         self.lanes = lanes
-        self._tenant = tenant
         self._stack = contextlib.ExitStack()
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="grille-differential-")))
         self.log = self.directory / "grille.log"
@@ -109,7 +109,7 @@ class World:
                 if name == "visible":
                     connection.execute("SET session_replication_role = replica")
                 for table in TABLES:
-                    condition = FILTERS[table][1].replace("'a'", f"'{self._tenant}'")
+                    condition = FILTERS[table][1]
                     if name == "visible":
                         connection.execute(f"DELETE FROM {table} WHERE ({condition}) IS NOT TRUE")
                     elif name.startswith("native"):
@@ -127,20 +127,23 @@ class World:
         authority = Authority(TRUST_DOMAIN)
         authority.write_bundle(self.directory / "ca.pem")
         authority.issue_server().write(self.directory, "grille")
-        agents = {f"agent{lane}": f"whole{lane}" for lane in range(self.lanes)} | {"visible": "visible"}
+        agents = {f"{kind}{lane}": f"whole{lane}" for lane in range(self.lanes) for kind in ("agent", "open")}
+        agents["visible"] = "visible"
         self._certificates = {
             name: authority.issue(f"differential/{name}").write(self.directory, name) for name in agents
         }
         ids = {name: f"spiffe://{TRUST_DOMAIN}/differential/{name}" for name in agents}
         decision = {
-            "allow": True, "control": "AC-01", "reason": "the differential's policy", "passthrough": False, "filters": {},
-            "columns": {}, "limits": {}, "locks": True, "isolated": False, "not_before": None, "not_after": None,
-            "cache": {"ttl_seconds": 3600},
+            "allow": True, "control": "AC-01", "reason": "the differential's policy", "passthrough": False,
+            "filters": {}, "columns": {}, "limits": {}, "locks": True, "isolated": False, "not_before": None,
+            "not_after": None, "cache": {"ttl_seconds": 3600},
         }  # fmt: skip
         filters = {f"public.{name}": condition for name, (condition, _) in FILTERS.items()}
         data = {
-            "base": decision, "roles": {"agent": {"filters": filters, "columns": {}}},
-            "agents": dict.fromkeys(ids.values(), "agent"), "raw": {}, "conflicting": "", "undefined": "",
+            "base": decision, "raw": {}, "conflicting": "", "undefined": "",
+            "roles": {"agent": {"filters": filters, "columns": {}},
+                      "open": {"filters": dict.fromkeys(filters, True), "columns": {}}},
+            "agents": {value: "open" if name.startswith("open") else "agent" for name, value in ids.items()},
         }  # fmt: skip
         write_bundle(self.directory / "policy.tar.gz", data, "0")
         write_signing_key(self.directory / "signing.pem")
@@ -152,7 +155,8 @@ class World:
             section("[[trust_domains]]", {"name": TRUST_DOMAIN, "bundle": "ca.pem"}),
             *(section("[[databases]]", {
                 "name": name, "host": self.cluster.host, "port": self.cluster.port, "database": name,
-                "role": f"grille_app{lane}", "tls": "off", "functions": list(FUNCTIONS), "pool_size": 2, "read_pipes": 1,
+                "role": f"grille_app{lane}", "tls": "off", "functions": list(FUNCTIONS), "pool_size": 2,
+                "read_pipes": 1,
               }) for name, lane in [*((f"whole{lane}", lane) for lane in range(self.lanes)), ("visible", 0)]),
             *(section("[[identities]]", {"spiffe_id": ids[name], "database": where}) for name, where in agents.items()),
             section("[policy]", {"bundle": "policy.tar.gz"}),

@@ -1917,10 +1917,11 @@ class Analyzer:
             self._result.unbounded = self._result.unbounded or candidate.returns_set
             self._result.unbounded = self._result.unbounded or (own and candidate.volatility != "i")
         aggregate = any(c.kind in "aw" for c in candidates)
-        if aggregate and read and not any(item in read for item in scope.namespace.items):
+        grouped = aggregate and not message.HasField("over")
+        if grouped and read and not any(item in read for item in scope.namespace.items):
             # It belongs to the outer query, whose rows a guard in here could no longer look at.
             raise _unsupported("An aggregate over columns of an outer query alone")
-        if aggregate and not message.HasField("over"):
+        if grouped:
             del self._bare[bare:]
         self._result.aggregated = self._result.aggregated or (self._outermost and aggregate)
         volatile = any(c.volatility == "v" for c in candidates)

@@ -438,8 +438,10 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
 
 
 def _repeated(select: Any) -> Iterator[int]:
-    """Where the constants of expressions stand that PostgreSQL compares with each other: those of GROUP BY with the select
-    list, HAVING and ORDER BY, those of DISTINCT with ORDER BY.  Two parameters are never the same expression.
+    """Where the constants of expressions stand that PostgreSQL compares with each other.
+
+    It compares those of GROUP BY with the select list, HAVING and ORDER BY, and those of DISTINCT with ORDER BY; two
+    parameters are never the same expression.
     """
     keys = [*select.group_clause, *(key for key in select.distinct_clause if kind_of(key))]
     if select.distinct_clause:
@@ -452,7 +454,7 @@ def _repeated(select: Any) -> Iterator[int]:
 
 
 def _computed(key: Node, targets: Sequence[Node]) -> bool:
-    """True if a key of GROUP BY or ORDER BY is more than a column, by itself or in the place of the list that it names."""
+    """True if a key of GROUP BY or ORDER BY is more than a column, or names a place of the list that is more."""
     if kind_of(key) == "a_const" and key.a_const.WhichOneof("val") == "ival":
         number = key.a_const.ival.ival
         if not 1 <= number <= len(targets):
