@@ -93,7 +93,7 @@ class _Out(NamedTuple):
     marked: bool
 
 
-VARIANTS: Final = 4
+VARIANTS: Final = 8
 """So many scripts in a row are the same but for their constants: a plan that is shared must not depend on them."""
 
 
@@ -256,6 +256,8 @@ class Generator:
             column = self._column(kind, marked=self._chance(0.3))
             if column is not None and self._chance(0.6):
                 text, marked = column.sql, column.marked
+                if marked and kind in ("int", "text") and self._chance(0.25):
+                    text = f"public.leak({text})"
             else:
                 text, marked = self._expression(kind, min(size, 2)), False
             name = f"c{position + 1}"
@@ -801,6 +803,11 @@ class Generator:
     def _leaky(self) -> str:
         """A condition that reports, or fails, if it comes to see a marked row; few fail on others."""
         number, text = self._column("int", marked=True), self._column("text", marked=True)
+        if (number is not None or text is not None) and self._chance(0.35):
+            if text is None or (number is not None and self._chance(0.5)):
+                assert number is not None
+                return f"public.{self._r.choice(('sees', 'sees', 'watches'))}({number.sql})"
+            return f"public.sees({text.sql})"
         roll = self._r.random()
         if number is not None and roll < 0.3:
             return f"public.leak({number.sql}) {self._comparison()} {self._constant('int')}"

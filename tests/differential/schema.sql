@@ -32,6 +32,12 @@ CREATE FUNCTION leak(int) RETURNS int LANGUAGE plpgsql STABLE COST 0.0000001
   AS $$ BEGIN IF $1 >= 1000 THEN RAISE LOG 'leak:%', $1; END IF; RETURN $1; END $$;
 CREATE FUNCTION leak(text) RETURNS text LANGUAGE plpgsql STABLE COST 0.0000001
   AS $$ BEGIN IF $1 LIKE '%hid%' THEN RAISE LOG 'leak:%', $1; END IF; RETURN $1; END $$;
+CREATE FUNCTION sees(int) RETURNS bool LANGUAGE plpgsql STABLE COST 0.0000001
+  AS $$ BEGIN IF $1 >= 1000 THEN RAISE LOG 'leak:%', $1; END IF; RETURN $1 % 3 > 0; END $$;
+CREATE FUNCTION sees(text) RETURNS bool LANGUAGE plpgsql IMMUTABLE COST 0.0000001
+  AS $$ BEGIN IF $1 LIKE '%hid%' THEN RAISE LOG 'leak:%', $1; END IF; RETURN $1 > 'b'; END $$;
+CREATE FUNCTION watches(int) RETURNS bool LANGUAGE plpgsql VOLATILE COST 0.0000001
+  AS $$ BEGIN IF $1 >= 1000 THEN RAISE LOG 'leak:%', $1; END IF; RETURN $1 % 2 > 0; END $$;
 
 -- Number i: rows 1 to 12 are the agent's, the others belong to b, c or nobody.
 CREATE TEMP TABLE seed AS

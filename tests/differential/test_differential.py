@@ -47,7 +47,7 @@ def test_what_was_found_is_found_no_more(bench: Bench, path: Path) -> None:
 
 
 def test_generated_statements_are_answered_as_by_native_row_security(bench: Bench) -> None:
-    tally = campaign(bench, 300, seed=7)
+    tally = campaign(bench, 250, seed=7)
     assert not tally.bad, tally.found
     assert tally.counts["equal"] > 0.9 * tally.statements, tally.reasons
     assert {"rows", "tag"} <= tally.ended.keys()
@@ -78,15 +78,17 @@ def test_a_missing_filter_is_seen(world: World, bench: Bench, sql: str) -> None:
 
 def test_generated_statements_see_a_missing_filter(world: World) -> None:
     with Bench(world, "open") as opened:
-        verdicts = [verdict for number in range(60) for verdict in opened.verdicts(script(7, number), 0)]
-    assert sum(verdict.kind == "leak" for verdict in verdicts) > 10
+        verdicts = [verdict for number in range(0, 400, 10) for verdict in opened.verdicts(script(7, number), 0)]
+    assert sum(verdict.kind == "leak" for verdict in verdicts) > 5
 
 
 def test_the_list_of_allowed_differences_is_closed() -> None:
     """What differs is wrong, but for the members of `Allowed`."""
     rows = Outcome("rows", tag="SELECT 1", names=(b"a",), types=(23,), rows=((b"1",),))
 
-    def kind(ours: Outcome, native: Outcome, without: Outcome, statement: Statement = Statement("")) -> tuple[str, str]:
+    plain = Statement("")
+
+    def kind(ours: Outcome, native: Outcome, without: Outcome, statement: Statement = plain) -> tuple[str, str]:
         verdict = judge(statement, ours, native, lambda: without)
         return verdict.kind, verdict.detail if verdict.kind == "equal" else ""
 
