@@ -73,6 +73,8 @@ class Script:
 
     statements: list[Statement]
     number: int = 0
+    commits: bool = False
+    """Its writes stay: the tables of both sides are compared afterwards, and put back."""
 
 
 @dataclass
@@ -117,21 +119,63 @@ class Generator:
         self._safe = 0
         """Above 0: no sub-selects, as the place does not take them or the statement is large already."""
         self._fails = False
+        """An expression may fail on rows that the agent may see."""
+        self._total = False
+        """ORDER BY leaves no two rows that differ in any order."""
 
     # Scripts
 
     def script(self, number: int) -> Script:
         """One script."""
-        if self._chance(0.78):
+        roll = self._r.random()
+        if roll < 0.72:
             return Script([self._statement(self._read)], number)
+        if roll < 0.76:
+            return Script(self._prepared() if self._chance(0.5) else self._cursor(), number)
+        if roll < 0.81:
+            return Script(
+                [self._statement(self._write) for _ in range(self._r.choice((1, 1, 2)))], number, commits=True
+            )
         steps = [Statement("BEGIN", judged=False)]
         for _ in range(self._r.choice((1, 1, 1, 2, 2, 3, 4))):
-            steps.append(self._statement(self._write if self._chance(0.75) else self._read))
+            step = self._statement(self._write if self._chance(0.75) else self._read)
+            if self._chance(0.15):
+                after = self._r.choice(("ROLLBACK TO s", "RELEASE s"))
+                steps += [Statement("SAVEPOINT s", judged=False), step, Statement(after, judged=False)]
+            else:
+                steps.append(step)
         if self._chance(0.3):
             table = self._r.choice(_WRITABLE)
-            steps.append(Statement(f"SELECT * FROM {table}", ordered=()))
+            steps.append(Statement(f"SELECT * FROM {table}"))
         steps.append(Statement("ROLLBACK", judged=False))
         return Script(steps, number)
+
+    def _prepared(self) -> list[Statement]:
+        """PREPARE and EXECUTE in SQL; the statement runs often enough for a plan that is the same for all values."""
+        read = self._literal_read()
+        times = self._r.choice((1, 2, 6))
+        return [
+            Statement(f"PREPARE p AS {read.sql}", judged=False),
+            *[Statement("EXECUTE p", ordered=read.ordered, fails=read.fails)] * times,
+            Statement("DEALLOCATE p", judged=False),
+        ]
+
+    def _cursor(self) -> list[Statement]:
+        read = self._literal_read()
+        steps = [
+            Statement("BEGIN", judged=False),
+            Statement(f"DECLARE c CURSOR FOR {read.sql}", fails=read.fails),
+            Statement("ROLLBACK", judged=False),
+        ]
+        counts = self._r.choice(((1, 2, "ALL"), (3, "ALL"), ("ALL",))) if self._total else ("ALL",)
+        steps[2:2] = [Statement(f"FETCH {count} FROM c", ordered=read.ordered, fails=read.fails) for count in counts]
+        return steps
+
+    def _literal_read(self) -> Statement:
+        while True:
+            read = self._statement(self._read)
+            if not read.types:
+                return read
 
     def _statement(self, write: Callable[[], tuple[str, tuple[int, ...]]]) -> Statement:
         self._levels, self._ctes, self._count, self._values, self._safe = [], [], 0, [], 0
@@ -154,11 +198,13 @@ class Generator:
     def _read(self) -> tuple[str, tuple[int, ...]]:
         size = self._r.choice((0, 0, 1, 1, 1, 1, 2, 2, 3))
         with_clause = self._with(size) if self._chance(0.15) else ""
+        self._total = False
         sql, outputs = self._query(size, top=True)
         ordered: tuple[int, ...] = ()
         if self._chance(0.5):
             order, ordered = self._order(len(outputs), total=True)
             sql += order
+            self._total = True
             if self._chance(0.4):
                 sql += f" LIMIT {self._number(0, 9)}" + (f" OFFSET {self._number(0, 4)}" if self._chance(0.3) else "")
         elif self._chance(0.2):
@@ -995,9 +1041,7 @@ class Generator:
         alias = self._alias() if self._chance(0.5) else table
         own = self._named(table, alias)
         changeable = [
-            c
-            for c in TABLES[table]
-            if c.sql not in ("id", "region_id", "customer_id", "tenant", "code", "day", "score")
+            c for c in TABLES[table] if c.sql not in ("id", "region_id", "customer_id", "tenant", "day", "score")
         ]
         chosen = self._r.sample(changeable, self._r.randint(1, min(2, len(changeable))))
         self._levels.append(own)

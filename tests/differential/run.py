@@ -23,7 +23,8 @@ BAD: Final = ("leak", "wrong", "crash")
 _BATCH: Final = 16
 _VACUUM: Final = 20_000
 """Statements after which the dead rows of what was rolled back are removed."""
-_STOP: Final = ("denied", "error", "lost")
+_REFUSED: Final = ("denied", "error")
+_FAILED: Final = "25P02"
 
 
 @dataclass
@@ -105,6 +106,8 @@ class Bench:
         ours = self.alone(f"{self.agent}{lane}", wanted.statements)
         native = self.alone(f"native{lane}", wanted.statements)
         found = self.judged(wanted, ours, native)
+        if wanted.commits:
+            self.settled(lane, found)
         leaked = self.world.leaked()
         # Native row security evaluates the WHERE of ON CONFLICT DO UPDATE before it looks at its policy.
         natively = {value for role, value in leaked if not role.startswith("grille_app")}
@@ -112,6 +115,11 @@ class Bench:
         if seen and found:
             found[0] = Verdict("leak", f"a function saw {seen[:3]}")
         return found
+
+    def settled(self, lane: int, verdicts: list[Verdict]) -> None:
+        """Compare and put back the tables of a lane; where nothing else differs, they may not."""
+        if not self.world.settle(lane) and all(verdict.kind == "equal" for verdict in verdicts):
+            verdicts[-1] = Verdict("wrong", "the tables differ afterwards")
 
     def judged(self, wanted: Script, ours: Sequence[Outcome], native: Sequence[Outcome]) -> list[Verdict]:
         """Judge until the transactions differ in what they did."""
@@ -123,12 +131,18 @@ class Bench:
                     break
                 continue
 
+            if one.state == other.state == _FAILED:
+                continue  # the transaction has failed before, on both sides
+
             def visible(index: int = index) -> Outcome:
-                return self.alone("visible", wanted.statements[: index + 1])[-1]
+                steps = wanted.statements[: index + 1]
+                if wanted.commits:
+                    steps = [Statement("BEGIN", judged=False), *steps]
+                return self.alone("visible", steps)[-1]
 
             verdict = judge(statement, one, other, visible)
             found.append(verdict)
-            if verdict.kind != "equal" or verdict.detail or one.kind in _STOP:
+            if (one.kind in _REFUSED) != (other.kind in _REFUSED) or "lost" in (one.kind, other.kind):
                 break
         return found
 
@@ -184,8 +198,8 @@ def _flat(batch: Sequence[Script]) -> list[Statement]:
 
 
 def _alone(wanted: Script) -> bool:
-    """Not for the pipeline: it has a simple Query."""
-    return any(each.simple for each in wanted.statements)
+    """Not for the pipeline: it has a simple Query, or the tables are compared after it."""
+    return wanted.commits or any(each.simple for each in wanted.statements)
 
 
 def _launch(bench: Bench, lane: int, batch: Sequence[Script]) -> None:
@@ -198,7 +212,6 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
     names = (f"{bench.agent}{lane}", f"native{lane}")
     answers = [receive(bench.session_in_flight(name), count) for name in names]
     offset = 0
-    suspects = []
     results = []
     for wanted in batch:
         if _alone(wanted):
@@ -208,14 +221,16 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
             ours, native = (answer[offset : offset + width] for answer in answers)
             offset += width
         verdicts = bench.judged(wanted, ours, native)
+        if wanted.commits:
+            bench.settled(lane, verdicts)
         results.append((wanted, verdicts, ours))
-        if any(verdict.kind == "crash" for verdict in verdicts):  # it may be another's, earlier in the batch
-            verdicts = bench.verdicts(wanted, lane)
-        if any(verdict.kind in BAD for verdict in verdicts):
-            suspects.append(wanted)
     if any(role.startswith("grille_app") for role, _ in bench.world.leaked()):
-        results = [(wanted, bench.verdicts(wanted, lane) if wanted not in suspects else verdicts, ours)
-                   for wanted, verdicts, ours in results]  # fmt: skip
+        results = [(wanted, bench.verdicts(wanted, lane), ours) for wanted, _, ours in results]
+    else:  # a connection that was lost took the scripts behind it with it
+        results = [
+            (wanted, bench.verdicts(wanted, lane) if _kind(verdicts) == "crash" else verdicts, ours)
+            for wanted, verdicts, ours in results
+        ]
     for wanted, verdicts, ours in results:
         _count(tally, wanted, verdicts, ours)
         bad = next((verdict for verdict in verdicts if verdict.kind in BAD), None)
@@ -235,7 +250,7 @@ def _kind(verdicts: Sequence[Verdict]) -> str:
 
 
 def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict], ours: Sequence[Outcome]) -> None:
-    judged = [outcome for statement, outcome in zip(wanted.statements, ours, strict=True) if statement.judged]
+    judged = [one for step, one in zip(wanted.statements, ours, strict=True) if step.judged and one.state != _FAILED]
     for verdict, outcome in zip(verdicts, judged, strict=False):
         tally.counts[verdict.kind] += 1
         if verdict.kind == "denied":
@@ -259,10 +274,12 @@ def write(directory: Path, wanted: Script, verdict: Verdict) -> Path:
     """Keep a difference as a file that the ordinary tests run: it must not be one any more."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{verdict.kind}-{wanted.number}.json"
-    content = {
+    content: dict[str, Any] = {
         "found": f"{verdict.kind}: {verdict.detail}",
         "statements": [_as_json(statement) for statement in wanted.statements],
     }
+    if wanted.commits:
+        content["commits"] = True
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
 
@@ -297,4 +314,4 @@ def read(path: Path) -> Script:
         )
         for each in content["statements"]
     ]
-    return Script(statements)
+    return Script(statements, commits=content.get("commits", False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final, TextIO
 
 from postgast import parse
@@ -54,15 +55,15 @@ def _trials(wanted: Script) -> Iterator[Script]:
     """Scripts with one part less, larger parts first."""
     for index, statement in enumerate(wanted.statements):
         if statement.judged and sum(each.judged for each in wanted.statements) > 1:
-            yield Script([*wanted.statements[:index], *wanted.statements[index + 1 :]], wanted.number)
+            yield replace(wanted, statements=[*wanted.statements[:index], *wanted.statements[index + 1 :]])
     if len(wanted.statements) == 3 and wanted.statements[1].sql.startswith(("SELECT", "WITH", "(")):
-        yield Script([wanted.statements[1]], wanted.number)
+        yield replace(wanted, statements=[wanted.statements[1]])
     for index, statement in enumerate(wanted.statements):
         if not statement.judged:
             continue
         for sql in _smaller(statement.sql):
             changed = statement._replace(sql=sql, ordered=())
-            yield Script([*wanted.statements[:index], changed, *wanted.statements[index + 1 :]], wanted.number)
+            yield replace(wanted, statements=[*wanted.statements[:index], changed, *wanted.statements[index + 1 :]])
 
 
 def _smaller(sql: str) -> list[str]:

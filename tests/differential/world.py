@@ -103,8 +103,16 @@ class World:
             connection.execute((HERE / "schema.sql").read_text())
             connection.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {', '.join(roles)}")
             connection.execute("CREATE SCHEMA backup")
-            for table in self._stored(connection):
+            stored = self._stored(connection)
+            for table in stored:
                 connection.execute(f"CREATE TABLE backup.{table} AS TABLE ONLY public.{table}")
+            rows = (f"SELECT '{table}', {table}::text FROM ONLY {table}" for table in stored)
+            self._digest = (
+                f"SELECT md5(string_agg(a || b, '|' ORDER BY a, b)) FROM ({' UNION ALL '.join(rows)}) r(a, b)"
+            )
+            self._untouched = connection.execute(self._digest).fetchall()
+            copies = (f"DELETE FROM ONLY {t}; INSERT INTO {t} SELECT * FROM backup.{t};" for t in stored)
+            self._restore = f"BEGIN; SET LOCAL session_replication_role = replica; {' '.join(copies)} COMMIT"
         copies = [f"whole{lane}" for lane in range(1, self.lanes)] + [f"native{lane}" for lane in range(self.lanes)]
         with psycopg.connect(self.cluster.dsn(), autocommit=True) as connection:
             for name in (*copies, "visible"):
@@ -228,6 +236,15 @@ class World:
             self._stack.callback(connection.close)
         cursor = connection.execute(sql)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
+
+    def settle(self, lane: int) -> bool:
+        """True if both databases of a lane hold the same rows; then put both back as they were."""
+        names = (f"whole{lane}", f"native{lane}")
+        digests = [self.owner(self._digest, name) for name in names]
+        for name, digest in zip(names, digests, strict=True):
+            if digest != self._untouched:
+                self.owner(self._restore, name)
+        return digests[0] == digests[1]
 
     def leaked(self) -> list[tuple[str, str]]:
         """(role, value) for each hidden value that reached a function since this was last asked."""

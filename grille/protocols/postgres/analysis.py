@@ -834,6 +834,7 @@ class Analyzer:
             return
         if label is None:
             self._unlabelled(value, self._expression(value, scope))
+            self._unchecked(value, column)
         elif not self._encode_operand(value, label):
             info = self._expression(value, scope)
             if info.label is None or not _alike(info.label, label):
@@ -842,6 +843,23 @@ class Analyzer:
                     f'Column "{relation.name}.{name}" is stored tokenized: it takes a constant, a parameter or NULL.',
                     hint="Compute the value before you send it, then pass it as a quoted constant or a parameter.",
                 )
+
+    def _unchecked(self, value: Node, column: Column) -> None:
+        """Give a parameter that is stored in a column of a domain the domain's base type.
+
+        A constant is checked by its domain for each row that gets it; a parameter of the domain's type is checked when
+        it is bound, also if no row is found.
+        """
+        kind = self._catalog.types.get(self._base(column.type_oid))
+        if kind_of(value) != "param_ref" or kind is None or kind.oid == column.type_oid:
+            return
+        number = value.param_ref.number
+        if number <= len(self._parameter_types) and self._parameter_types[number - 1] not in (0, UNKNOWN):
+            return
+        reference = pb.Node()
+        reference.CopyFrom(value)
+        value.CopyFrom(tree.cast(reference, kind.schema, kind.name))
+        self._built(value)
 
     def _assign_field(self, relation: Relation, name: str, source: Field) -> None:
         if relation.column(name) is None:

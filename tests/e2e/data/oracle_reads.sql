@@ -198,3 +198,7 @@ SELECT c.id FROM customers c WHERE c.score IN (SELECT a.id % 100 FROM accounts a
 SELECT id FROM customers WHERE id = 42 FOR UPDATE
 SELECT id FROM customers WHERE lower(name) LIKE 'b%' ORDER BY id LIMIT 3 FOR SHARE
 SELECT count(*) FROM (SELECT 1 FROM customers) x
+SELECT score <> 6 AS other FROM customers GROUP BY 1 HAVING score <> 6 ORDER BY 1
+SELECT DISTINCT score = 6 FROM customers ORDER BY score = 6
+SELECT count(*) FROM generate_series(1, 9) a(n) NATURAL JOIN generate_series(4, 20) b(n) JOIN customers c ON c.id = n
+SELECT c.id, w.total FROM customers c JOIN LATERAL (SELECT sum(c.score) OVER (ORDER BY a.id) AS total FROM accounts a WHERE a.customer_id = c.id) w ON true ORDER BY 1, 2
