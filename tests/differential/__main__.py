@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,9 @@ def main() -> int:
         print(f"{chosen.server} is not installed", file=sys.stderr)
         return 1
     started = time.monotonic()
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first ends the run in order
+        signal.signal(number, lambda got, _frame: sys.exit(128 + got) if stopped else stopped.append(got))
 
     def progress(tally: Tally) -> None:
         rate = tally.statements / (time.monotonic() - started)
@@ -45,7 +49,14 @@ def main() -> int:
         Bench(world) as bench,
     ):
         started = time.monotonic()
-        tally = campaign(bench, chosen.statements, chosen.seed, start=chosen.start, progress=progress, save=chosen.save)
+        tally = campaign(
+            bench,
+            lambda tally: tally.statements >= chosen.statements or bool(stopped),
+            chosen.seed,
+            start=chosen.start,
+            progress=progress,
+            save=chosen.save,
+        )
         exception = '"exception"' in world.log.read_text()
     seconds = time.monotonic() - started
     print(f"{chosen.server}, {grille.build()} build, seed {chosen.seed}: {tally.statements / seconds:.0f} statements/s")

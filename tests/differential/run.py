@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -149,48 +150,44 @@ class Bench:
 
 def campaign(
     bench: Bench,
-    statements: int,
+    enough: Callable[[Tally], bool],
     seed: int,
     *,
     start: int = 0,
     progress: Callable[[Tally], None] | None = None,
     save: Path | None = None,
 ) -> Tally:
-    """Run scripts of `seed` from number `start` on until so many statements were judged.
+    """Run scripts of `seed` from number `start` on until there are enough.
 
-    Differences are made small and, if ``save`` is a directory, written there.
+    A batch is in flight on each lane while another is compared.  Differences are made small and, if ``save`` is a
+    directory, written there.
     """
     tally = Tally()
-    lanes = bench.world.lanes
-    number, turn, vacuumed = start, 0, 0
+    number, vacuumed = start, 0
     flying: dict[int, list[Script]] = {}
     bench.world.leaked()
     told = time.monotonic()
-    while True:
-        lane = turn % lanes
+    for lane in itertools.cycle(range(bench.world.lanes)):
         if lane in flying:
             _land(bench, lane, flying.pop(lane), tally, save)
-            if progress and time.monotonic() - told > 10:
-                told = time.monotonic()
-                progress(tally)
-        elif tally.statements >= statements and not flying:
+        if progress and time.monotonic() - told > 10:
+            told = time.monotonic()
+            progress(tally)
+        done, tired = enough(tally), tally.statements - vacuumed > _VACUUM
+        if (done or tired) and flying:
+            continue
+        if done:
             return tally
-        if tally.statements < statements:
-            if tally.statements - vacuumed > _VACUUM and not flying:
-                vacuumed = tally.statements
-                for one in range(lanes):
-                    for kind in ("whole", "native"):
-                        bench.world.owner("VACUUM", f"{kind}{one}")
-            batch: list[Script] = []
-            while sum(len(each.statements) for each in batch) < _BATCH:
-                batch.append(script(seed, number))
-                number += 1
-            if tally.statements - vacuumed <= _VACUUM:
-                _launch(bench, lane, batch)
-                flying[lane] = batch
-            else:
-                number -= len(batch)
-        turn += 1
+        if tired:
+            vacuumed = tally.statements
+            bench.world.vacuum()
+        flying[lane] = []
+        while sum(len(each.statements) for each in flying[lane]) < _BATCH:
+            flying[lane].append(script(seed, number))
+            number += 1
+        for name in (f"{bench.agent}{lane}", f"native{lane}"):
+            send(bench.session(name), _flat(flying[lane]))
+    raise AssertionError
 
 
 def _flat(batch: Sequence[Script]) -> list[Statement]:
@@ -200,11 +197,6 @@ def _flat(batch: Sequence[Script]) -> list[Statement]:
 def _alone(wanted: Script) -> bool:
     """Not for the pipeline: it has a simple Query, or the tables are compared after it."""
     return wanted.commits or any(each.simple for each in wanted.statements)
-
-
-def _launch(bench: Bench, lane: int, batch: Sequence[Script]) -> None:
-    for name in (f"{bench.agent}{lane}", f"native{lane}"):
-        send(bench.session(name), _flat(batch))
 
 
 def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: Path | None) -> None:

@@ -246,6 +246,12 @@ class World:
                 self.owner(self._restore, name)
         return digests[0] == digests[1]
 
+    def vacuum(self) -> None:
+        """Remove the dead rows of what was rolled back; nothing may be in flight."""
+        for lane in range(self.lanes):
+            for kind in ("whole", "native"):
+                self.owner("VACUUM", f"{kind}{lane}")
+
     def leaked(self) -> list[tuple[str, str]]:
         """(role, value) for each hidden value that reached a function since this was last asked."""
         if self.cluster.log.stat().st_size == self._read:
@@ -260,7 +266,7 @@ class World:
 def settings() -> tuple[str, ...]:
     """What the cluster must be started with: its log holds what `leak` reports, and little else."""
     return ("autovacuum=off", "log_min_messages=log", "log_line_prefix=role=%u ", "log_checkpoints=off",
-            "timezone=UTC")  # fmt: skip
+            "timezone=UTC", "jit=off")  # fmt: skip
 
 
 def _connected(connection: pq.abc.PGconn) -> pq.abc.PGconn:
