@@ -321,7 +321,7 @@ class Generator:
         where = self._where(size)
         self._levels.pop()
         lock = ""
-        if top and self._chance(0.03) and not self._ctes:
+        if top and self._chance(0.12) and not self._ctes:
             lock = self._r.choice((" FOR UPDATE", " FOR SHARE", " FOR UPDATE SKIP LOCKED", " FOR NO KEY UPDATE"))
         sql = f"SELECT {', '.join(targets)} FROM {source.sql}{where}"
         if not top and self._chance(0.15):
