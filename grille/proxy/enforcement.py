@@ -354,6 +354,8 @@ class Enforcement:
         """Masked tokens -> which constants become parameters, and which of them with the minus before them."""
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
+        self._fresh: dict[tuple[bytes, tuple[int, ...]], Analysis] = {}
+        """Of the text that was read last: not used up yet, so its plan needs no second analysis."""
         self._visible: Lru[object, _Visible] = Lru(VISIBLE_ENTRIES)
         """By agent: what it sees of the catalogue."""
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
@@ -802,6 +804,7 @@ class Enforcement:
             for key in self._sensitive:
                 relation, _, column = key.rpartition(".")
                 self._by_relation.setdefault(relation, []).append(column)
+            self._fresh.clear()
             for cache in (self.texts, self.decisions, self.plans, self._visible):
                 cache.clear()
 
@@ -850,6 +853,7 @@ class Enforcement:
 
     def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:
         found = []
+        self._fresh.clear()
         statements = parse_text(text, limit=self._max_statement)
         digest = hashlib.sha256(text.encode()).hexdigest().encode()
         shown = redacted(text)
@@ -863,6 +867,7 @@ class Enforcement:
             action = statement.action
             analysis = self._analyze(agent, statement, types)
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
+            self._fresh[one, types] = analysis
             found.append(
                 Understood(
                     text, one, types, None, analysis.operation, action, is_template, shown, analysis.places,
@@ -1080,12 +1085,14 @@ class Enforcement:
         if plan is not None:
             return plan
         assert self._resolver is not None and self._purity is not None  # noqa: S101
-        statements = parse_text(understood.text, limit=self._max_statement)
-        index = int(understood.digest.partition(b".")[2] or b"0")
         try:
-            analysis = analyze(
-                statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
-            )
+            analysis = self._fresh.pop((understood.digest, understood.parameter_types), None)
+            if analysis is None:
+                statements = parse_text(understood.text, limit=self._max_statement)
+                index = int(understood.digest.partition(b".")[2] or b"0")
+                analysis = analyze(
+                    statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
+                )
             visible = len(verdict.values) - len(VISIBLE) if understood.introspects else 0
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types, visible=visible)
         except Refusal as refusal:

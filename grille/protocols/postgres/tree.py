@@ -28,6 +28,11 @@ def kind_of(node: Node) -> str:
 
 def strip_positions(message: Any) -> None:
     """Remove every source position below `message`, in place."""
+    if message.DESCRIPTOR.name == "Node":
+        kind = message.WhichOneof("node")
+        if kind:
+            strip_positions(getattr(message, kind))
+        return
     for field, value in message.ListFields():
         if field.name in POSITIONS:
             message.ClearField(field.name)
