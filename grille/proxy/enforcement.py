@@ -9,6 +9,7 @@ A hit is dictionary look-ups: it parses no SQL and calls no policy engine.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import hashlib
 import time
@@ -39,12 +40,20 @@ from grille.policies.pdp import (
     not_with_connect,
     obligations_not_enforced,
 )
-from grille.protocols.operation import NotUnderstood, Operation
+from grille.protocols.operation import NotUnderstood, Operation, RelationUse
 from grille.protocols.postgres import lexer
-from grille.protocols.postgres.analysis import Analysis, Sensitive, placed, unavailable_relation, with_sources
+from grille.protocols.postgres.analysis import (
+    SYSTEM_SCHEMAS,
+    Analysis,
+    Sensitive,
+    placed,
+    unavailable_relation,
+    with_sources,
+)
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.commands import SessionCommand
 from grille.protocols.postgres.definitions import redefined
+from grille.protocols.postgres.introspection import VISIBLE, column_number
 from grille.protocols.postgres.purity import Purity, normal_signature
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.rewrite import (
@@ -84,6 +93,9 @@ DENIAL_SECONDS = 5.0
 MAX_QUESTIONS = 1000
 """To a policy engine that has to be waited for, before one text is prepared."""
 READY_ENTRIES = 100_000
+VISIBLE_ENTRIES = 1_000
+RELATIONS_AT_ONCE = 50
+"""Asked about one after the other before other agents have their turn."""
 READY_SECONDS = 3600.0
 """How long a session command is remembered."""
 _QUOTE = ord("'")
@@ -176,6 +188,8 @@ class Understood(msgspec.Struct, frozen=True):
     """`text` with every constant replaced: what the audit event shows."""
     places: dict[str, int] = {}
     """Where `text` first names each relation, as byte offsets."""
+    introspects: bool = False
+    """It reads the catalogue: what the agent may see goes with it as the last of its values."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -266,6 +280,21 @@ class Ready:
         )
 
 
+class _Visible(msgspec.Struct):
+    """What one agent sees of the catalogue under one revision of the policy."""
+
+    waiting: list[RelationUse]
+    """Relations that the policy has not been asked about yet, with all their columns."""
+    relations: list[int]
+    """OIDs of those that it may read."""
+    hidden: list[int]
+    """Columns of these that it may not read: `column_number`."""
+    types: set[int]
+    """OIDs of the types of the others."""
+    expires: float
+    """Monotonic time until which the answers hold."""
+
+
 class _Shape:
     """What all texts have in common that differ in plain constants of the same classes only."""
 
@@ -325,6 +354,10 @@ class Enforcement:
         """Masked tokens -> which constants become parameters, and which of them with the minus before them."""
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
+        self._fresh: dict[tuple[bytes, tuple[int, ...]], Analysis] = {}
+        """Of the text that was read last: not used up yet, so its plan needs no second analysis."""
+        self._visible: Lru[object, _Visible] = Lru(VISIBLE_ENTRIES)
+        """By agent: what it sees of the catalogue."""
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self._shapes: Lru[object, _Shape] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self._ready: Lru[object, Ready] = Lru(READY_ENTRIES, weight=CACHED_CHARACTERS)
@@ -461,6 +494,8 @@ class Enforcement:
                 prepared.append(Prepared(one.action, one.command, None, (), Limits(), one, None, False))
                 continue
             verdict, cached = self._decide(agent, one.operation, one.places)
+            if one.introspects:
+                verdict = self._with_visible(agent, verdict)
             plan = self._plan(one, verdict)
             decided_at = time.perf_counter_ns()
             stages = {"understand": (understood_at - started) // 1000, "decide": (decided_at - understood_at) // 1000}
@@ -769,7 +804,8 @@ class Enforcement:
             for key in self._sensitive:
                 relation, _, column = key.rpartition(".")
                 self._by_relation.setdefault(relation, []).append(column)
-            for cache in (self.texts, self.decisions, self.plans):
+            self._fresh.clear()
+            for cache in (self.texts, self.decisions, self.plans, self._visible):
                 cache.clear()
 
     def _understand(
@@ -817,6 +853,7 @@ class Enforcement:
 
     def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:
         found = []
+        self._fresh.clear()
         statements = parse_text(text, limit=self._max_statement)
         digest = hashlib.sha256(text.encode()).hexdigest().encode()
         shown = redacted(text)
@@ -830,9 +867,13 @@ class Enforcement:
             action = statement.action
             analysis = self._analyze(agent, statement, types)
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
+            self._fresh[one, types] = analysis
             found.append(
-                Understood(text, one, types, None, analysis.operation, action, is_template, shown, analysis.places)
-            )
+                Understood(
+                    text, one, types, None, analysis.operation, action, is_template, shown, analysis.places,
+                    analysis.introspects,
+                )
+            )  # fmt: skip
         return tuple(found)
 
     def _analyze(
@@ -906,6 +947,74 @@ class Enforcement:
         self.still_valid(verdict)
         return verdict, cached
 
+    # What an agent sees of the catalogue
+
+    def _with_visible(self, agent: Agent, verdict: Verdict) -> Verdict:
+        """``verdict`` with the arrays of `VISIBLE` as its last values: what this agent could SELECT.
+
+        Raises `Unanswered` while there are relations to ask about.
+        """
+        pdp = self._pdp()
+        key = (agent.fingerprint, agent.database, pdp.revision)
+        found = self._visible.get(key)
+        if found is None or (not found.waiting and time.monotonic() >= found.expires):
+            found = _Visible(self._governed_relations(), [], [], set(), time.monotonic() + READY_SECONDS)
+            self._visible.put(key, found)
+        for _ in range(RELATIONS_AT_ONCE):
+            if not found.waiting:
+                break
+            self._look_at(agent, found.waiting[-1], found)
+            found.waiting.pop()
+        if found.waiting:
+            raise Unanswered(asyncio.ensure_future(asyncio.sleep(0)))
+        arrays = (tuple(found.relations), tuple(found.hidden), tuple(sorted(found.types)))
+        expires = min(verdict.expires, found.expires) if verdict.expires else 0.0
+        return msgspec.structs.replace(verdict, values=(*verdict.values, *arrays), expires=expires)
+
+    def _governed_relations(self) -> list[RelationUse]:
+        """Every relation that an agent could be allowed to read, with all its columns."""
+        assert self._resolver is not None  # noqa: S101
+        return [
+            RelationUse(schema, name, "read", tuple(sorted(column.name for column in relation.columns)))
+            for (schema, name), relation in self._resolver.catalog.relations.items()
+            if schema not in SYSTEM_SCHEMAS and relation.kind != "f" and not relation.parents
+        ]
+
+    def _look_at(self, agent: Agent, use: RelationUse, found: _Visible) -> None:
+        """Note whether the agent may read this relation, and which of its columns."""
+        assert self._resolver is not None  # noqa: S101
+        catalog = self._resolver.catalog
+        relation = catalog.relations[use.schema, use.name]
+        readable = self._readable(agent, use, found)
+        if readable is None:
+            readable = frozenset()
+            if self._readable(agent, msgspec.structs.replace(use, columns=()), found) is None:
+                return
+            for name in use.columns:
+                readable |= self._readable(agent, msgspec.structs.replace(use, columns=(name,)), found) or frozenset()
+        found.relations.append(relation.oid)
+        for column in relation.columns:
+            if column.name in readable:
+                found.types |= _with_parts(catalog, column.type_oid)
+            else:
+                found.hidden.append(column_number(relation.oid, column.number))
+
+    def _readable(self, agent: Agent, use: RelationUse, found: _Visible) -> frozenset[str] | None:
+        """Those of the columns that the agent may read if it reads them all in one SELECT; None: it may not."""
+        try:
+            verdict, _cached = self._verdict(agent, Operation("select", (use,)))
+        except Refusal:
+            return None
+        end = verdict.decision.not_after
+        left = (end - dt.datetime.now(dt.UTC)).total_seconds() if end is not None else READY_SECONDS
+        found.expires = min(found.expires, verdict.expires, time.monotonic() + left)
+        terms = verdict.terms.relations.get(use.qualified)
+        if terms is None:
+            return None
+        return frozenset(
+            name for name in use.columns if name not in terms.columns or terms.columns[name].read != "deny"
+        )
+
     def _ask(self, agent: Agent, operation: Operation, pdp: PolicyDecisionPoint) -> Verdict:
         identifier = str(uuid.uuid4())
         document = msgspec.json.encode(policy_input(agent, operation))
@@ -976,13 +1085,16 @@ class Enforcement:
         if plan is not None:
             return plan
         assert self._resolver is not None and self._purity is not None  # noqa: S101
-        statements = parse_text(understood.text, limit=self._max_statement)
-        index = int(understood.digest.partition(b".")[2] or b"0")
         try:
-            analysis = analyze(
-                statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
-            )
-            plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types)
+            analysis = self._fresh.pop((understood.digest, understood.parameter_types), None)
+            if analysis is None:
+                statements = parse_text(understood.text, limit=self._max_statement)
+                index = int(understood.digest.partition(b".")[2] or b"0")
+                analysis = analyze(
+                    statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
+                )
+            visible = len(verdict.values) - len(VISIBLE) if understood.introspects else 0
+            plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types, visible=visible)
         except Refusal as refusal:
             raise _identified(refusal, verdict) from None
         self.plans.put(key, plan, len(plan.sql))
@@ -1029,6 +1141,18 @@ class Enforcement:
                 hint="Try again later. Statements without tokenized columns go on.",
                 detail_for_audit=str(error),
             ) from None
+
+
+def _with_parts(catalog: Catalog, oid: int) -> set[int]:
+    """OIDs of a type and of those that it is made of."""
+    found: set[int] = set()
+    ahead = [oid]
+    while ahead:
+        kind = catalog.types.get(ahead.pop())
+        if kind is not None and kind.oid not in found:
+            found.add(kind.oid)
+            ahead += [kind.element, kind.base, kind.subtype]
+    return found
 
 
 def relations_of(operation: Operation, verdict: Verdict | None) -> tuple[Relation, ...]:

@@ -38,6 +38,10 @@ CREATE FUNCTION leak(int) RETURNS int LANGUAGE plpgsql STABLE COST 0.0000001
   AS $$ BEGIN RAISE WARNING 'leak:%', $1; RETURN $1; END $$;
 CREATE FUNCTION leak(text) RETURNS text LANGUAGE plpgsql STABLE COST 0.0000001
   AS $$ BEGIN RAISE WARNING 'leak:%', $1; RETURN $1; END $$;
+CREATE FUNCTION raises(code text, relation text, field text, name text) RETURNS int LANGUAGE plpgsql
+  AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = code, MESSAGE = 'hidden words', DETAIL = 'hidden words',
+        HINT = 'hidden words', SCHEMA = 'public', TABLE = relation, COLUMN = field, CONSTRAINT = name,
+        DATATYPE = 'hidden_mood'; END $$;
 CREATE FUNCTION sets(int) RETURNS SETOF int LANGUAGE sql STABLE COST 0.0000001 AS 'SELECT public.leak($1)';
 CREATE FUNCTION turns(text, text) RETURNS text LANGUAGE sql AS $$ SELECT pg_catalog.set_config($1, $2, false) $$;
 CREATE FUNCTION sd() RETURNS SETOF people LANGUAGE sql SECURITY DEFINER AS 'SELECT * FROM people';

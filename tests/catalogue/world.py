@@ -63,7 +63,7 @@ COLUMNS: Final = {
 """Sensitive columns, and the transformation of those that are stored tokenized."""
 FUNCTIONS: Final = (
     "public.leak(integer)", "public.leak(text)", "public.sets(integer)", "public.turns(text,text)",
-    "public.redefined(integer)",
+    "public.redefined(integer)", "public.raises(text,text,text,text)",
 )  # fmt: skip
 
 AGENTS: Final = {

@@ -358,15 +358,11 @@ class Generator:
             group = [str(n + 1) for n, target in enumerate(targets) if target.rpartition(" AS ")[0] in keys]
         where = self._where(size)
         clause = ""
-        if group:
-            shape = self._r.random()
-            listed = ", ".join(dict.fromkeys(group))
-            if shape < 0.85 or len(set(group)) < 2:
-                clause = f" GROUP BY {listed}"
-            else:
-                clause = f" GROUP BY {self._r.choice(('ROLLUP', 'CUBE', 'GROUPING SETS'))} ({listed})"
-            if any(each.isdigit() for each in group) and "(" in clause:
-                clause = f" GROUP BY {listed}"
+        named = list(dict.fromkeys(key for key in keys if _is_name(key)))
+        if len(named) == len(keys) > 0 and self._chance(0.2):
+            clause = f" GROUP BY {self._r.choice(('ROLLUP', 'CUBE', 'GROUPING SETS'))} ({', '.join(named)})"
+        elif group:
+            clause = f" GROUP BY {', '.join(dict.fromkeys(group))}"
         if self._chance(0.4):
             left = self._aggregate("int", 0)
             clause += f" HAVING {left} {self._comparison()} {self._constant('int')}"

@@ -605,6 +605,109 @@ async def test_sqlalchemy_with_asyncpg(window: Window) -> None:
         await engine.dispose()
 
 
+# What tools ask about the database
+
+
+DESCRIBED = r"""
+\d
+\dt
+\d customers
+\d accounts
+\d accounts_pkey
+\d+ transactions
+\di
+\dn
+\dv
+\dm
+\ds
+\dT
+\dD
+\dp
+\dt+
+\df lower
+\do =
+\dC int4
+\du
+\dx
+\d nowhere
+"""
+"""psql's own commands; the server is PostgreSQL 18, and psql may be older."""
+
+
+def described(commands: str, place: str) -> str:
+    done = subprocess.run(
+        [str(PSQL), place, "-X", "-q"], input=commands, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql_describes_what_the_agent_may_read(window: Window) -> None:
+    place = " ".join(f"{key}='{value}'" for key, value in window.parameters(SERVICE).items())
+    for command in DESCRIBED.split("\n"):
+        found = described(command, place)
+        assert "ERROR" not in found, f"{command}: {found}"
+    names = window.owner("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    shown = described(r"\dt", place)
+    assert {name for (name,) in names if f" {name} " in shown} == {"accounts", "branches", "customers", "transactions"}
+    assert "customer_export" not in described(r"\d", place)
+    for relation in ("customers", "accounts", "accounts_pkey"):
+        direct = described(rf"\d {relation}", window.cluster.dsn(bank.DATABASE))
+        through = described(rf"\d {relation}", place).replace('TABLE "public.', 'TABLE "')
+        assert through == direct and relation in through
+
+
+async def test_sqlalchemy_reflects_what_the_agent_may_read(window: Window) -> None:
+    def tables(connection: sqlalchemy.Connection) -> dict[str, str]:
+        metadata = sqlalchemy.MetaData()
+        metadata.reflect(connection)
+        create = sqlalchemy.schema.CreateTable
+        indexes = sqlalchemy.schema.CreateIndex
+        return {
+            name: "".join(
+                map(str, [create(table).compile(connection), *sorted(str(indexes(i)) for i in table.indexes)])
+            )
+            for name, table in metadata.tables.items()
+        }
+
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", connect_args=window.parameters(SERVICE))
+    with engine.connect() as connection:
+        through = tables(connection)
+        inspector = sqlalchemy.inspect(connection)
+        assert inspector.has_table("customers") and not inspector.has_table("customer_export")
+        assert inspector.get_view_names() == []
+        assert inspector.get_schema_names() == ["information_schema", "public"]
+    engine.dispose()
+    direct_engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(window.cluster.dsn(bank.DATABASE))
+    )
+    with direct_engine.connect() as connection:
+        direct = tables(connection)
+    direct_engine.dispose()
+    assert through == {name: direct[name] for name in through} and len(through) == 4
+    asynchronous = create_async_engine(
+        f"postgresql+asyncpg://x@localhost:{window.port}/x", connect_args={"ssl": window.context(SERVICE)}
+    )
+    try:
+        async with asynchronous.connect() as connection:
+            assert (await connection.run_sync(tables)).keys() == through.keys()
+    finally:
+        await asynchronous.dispose()
+
+
+async def test_asyncpg_looks_types_up(window: Window) -> None:
+    connection = await asyncpg.connect(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(SERVICE)
+    )
+    try:
+        await connection.set_type_codec("json", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        assert await connection.fetchval("SELECT '{\"a\": 1}'::json") == {"a": 1}
+        assert await connection.fetchval("SELECT int4range(1, 5)") == asyncpg.Range(1, 5)
+        assert await connection.fetchval("SELECT '{}'::int4multirange") == []
+    finally:
+        await connection.close()
+
+
 # pgjdbc
 
 PGJDBC = "org.postgresql:postgresql:42.7.8"

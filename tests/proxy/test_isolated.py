@@ -211,6 +211,29 @@ async def test_views_that_show_the_filter_are_not_understood(filtered: World) ->
     assert kinds(await client.query("SELECT count(*) FROM pg_class")) == "TDCZ"
 
 
+async def test_a_look_up_reads_the_relation_that_it_looks_in(filtered: World) -> None:
+    client = await filtered.client()
+    policies = filtered.policies
+    sql = "SELECT 't'::regclass, format_type(23, -1), pg_get_indexdef('secret_pkey'::regclass)"
+    shown = (b"t", b"integer", b"CREATE UNIQUE INDEX secret_pkey ON public.secret USING btree (id)")
+    assert rows(await client.query(sql)) == [shown]
+    named = {"pg_catalog.pg_class", "pg_catalog.pg_type", "pg_catalog.pg_index", "pg_catalog.pg_attribute"}
+    operation = policies.asked[-1]  # type: ignore[attr-defined]
+    assert {f"{use['schema']}.{use['name']}" for use in operation["relations"]} == named
+    policies.hidden.add("pg_catalog.pg_type")  # type: ignore[attr-defined]
+    policies.revision = "2"  # type: ignore[attr-defined]
+    assert "57P01" in error(await client.query(sql))["C"]
+    client = await filtered.client()
+    assert "AC-01" in error(await client.query(sql))["M"]
+    assert rows(await client.query("SELECT pg_table_is_visible('t'::regclass)")) == [(b"t",)]
+    policies.filters["pg_catalog.pg_class"] = FieldFilter("eq", "relname", "t")  # type: ignore[attr-defined]
+    policies.revision = "3"  # type: ignore[attr-defined]
+    client = await filtered.client()
+    refused = error(await client.query("SELECT pg_table_is_visible('t'::regclass)"))
+    assert "ST-04" in refused["M"] and "may not read all" in refused["M"]
+    assert rows(await client.query("SELECT relname FROM pg_class")) == [(b"t",)]
+
+
 async def test_writes_are_filtered_or_refused(filtered: World) -> None:
     client = await filtered.client()
     assert kinds(await client.query("DELETE FROM secret")) == "CZ"

@@ -21,9 +21,10 @@ from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
 from grille.protocols.operation import Access, Operation, RelationUse
-from grille.protocols.postgres import tree
-from grille.protocols.postgres.catalog import Catalog, Column, Relation
-from grille.protocols.postgres.purity import Purity
+from grille.protocols.postgres import introspection, tree
+from grille.protocols.postgres.catalog import Catalog, Column, Function, Relation
+from grille.protocols.postgres.introspection import REG_TYPES, Lookup
+from grille.protocols.postgres.purity import Purity, signature_of
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.tree import Node, kind_of
 
@@ -37,7 +38,6 @@ VARCHAR: Final = 1043
 NUMERIC: Final = 1700
 TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
 FIRST_USER_OID: Final = 16384
-REG_TYPES: Final = frozenset({24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191})
 MAX_COLUMNS: Final = 1664
 """PostgreSQL's own limit on a select list (MaxTupleAttributeNumber)."""
 MAX_RELATIONS: Final = 500
@@ -56,6 +56,17 @@ _NOWS: Final = frozenset(
     {pb.SVFOP_CURRENT_DATE, pb.SVFOP_CURRENT_TIMESTAMP, pb.SVFOP_CURRENT_TIMESTAMP_N, pb.SVFOP_LOCALTIMESTAMP,
      pb.SVFOP_LOCALTIMESTAMP_N}
 )  # fmt: skip
+_CLOCK_NAMES: Final = {
+    pb.SVFOP_CURRENT_DATE: "current_date",
+    pb.SVFOP_CURRENT_TIME: "current_time",
+    pb.SVFOP_CURRENT_TIME_N: "current_time",
+    pb.SVFOP_CURRENT_TIMESTAMP: "current_timestamp",
+    pb.SVFOP_CURRENT_TIMESTAMP_N: "current_timestamp",
+    pb.SVFOP_LOCALTIME: "localtime",
+    pb.SVFOP_LOCALTIME_N: "localtime",
+    pb.SVFOP_LOCALTIMESTAMP: "localtimestamp",
+    pb.SVFOP_LOCALTIMESTAMP_N: "localtimestamp",
+}
 _SHORT_INTERVAL: Final = re.compile(r"[0-9]{1,3} (second|minute|hour|day|week|month|year)s?")
 
 _TOTAL_CASTS: Final = frozenset(
@@ -123,21 +134,21 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 
-_NAMED_VALUE: Final = frozenset(
-    {"json_array_elements", "json_array_elements_text", "jsonb_array_elements", "jsonb_array_elements_text"}
-)
-"""The only functions that agents may call whose one column has a name of its own (an OUT parameter)."""
-
-CATALOGUE_READABLE: Final[dict[str, frozenset[str]]] = {
-    "pg_type": frozenset(
-        "oid typname typnamespace typlen typbyval typtype typcategory typdelim typelem typarray typbasetype typtypmod "
-        "typndims typnotnull typinput typoutput typreceive typsend typrelid typcollation".split()
-    ),
-    "pg_namespace": frozenset({"oid", "nspname"}),
-    "pg_range": frozenset({"rngtypid", "rngsubtype", "rngmultitypid"}),
-    "pg_enum": frozenset(),
+_NAMED_COLUMN: Final = {
+    "json_array_elements": "value",
+    "json_array_elements_text": "value",
+    "jsonb_array_elements": "value",
+    "jsonb_array_elements_text": "value",
+    "pg_partition_ancestors": "relid",
 }
-"""Catalogue columns that every agent may read; rows are limited to built-in objects."""
+"""The only functions that agents may call whose one column has a name of its own (an OUT parameter).
+
+A column that is not there would be taken for a call: ``f.f`` for ``f(f)``.
+"""
+
+SYSTEM_SCHEMAS: Final = frozenset({"pg_catalog", "information_schema"})
+MAX_LOOKUPS: Final = 200
+"""Catalogue relations and look-ups in one statement: each brings the condition on what is visible with it."""
 
 SHOWING_TEXTS: Final = frozenset({"pg_cursors", "pg_prepared_statements", "pg_stat_activity"})
 """Views of pg_catalog that show rewritten statements, and with them the filters."""
@@ -150,6 +161,25 @@ SESSION_NAMES: Final = {
     pb.SVFOP_CURRENT_CATALOG: "current_catalog",
     pb.SVFOP_CURRENT_SCHEMA: "current_schema",
 }
+
+
+_SETTINGS: Final = {
+    "default_table_access_method": "heap",
+    "default_tablespace": "",
+    "max_identifier_length": "63",
+    "max_index_keys": "32",
+    "search_path": "public",
+    "server_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+}
+"""What current_setting tells: the same for every agent."""
+
+_SESSION_FUNCTIONS: Final = {
+    "current_schemas": ("", "", 0),
+    "getdatabaseencoding": ("UTF8", "name", 19),
+    "pg_my_temp_schema": ("0", "oid", 26),
+}
+"""Functions that are answered from proxy state: value, type and its OID."""
 
 
 class Sensitive(msgspec.Struct, frozen=True):
@@ -219,6 +249,8 @@ class Item:
     used: dict[str, None] = field(default_factory=dict)
     only: bool = False
     fenced: bool = False
+    schema: str = ""
+    """Of a catalogue relation."""
 
     @property
     def qualified(self) -> str:
@@ -378,6 +410,10 @@ class Analysis:
         """It runs a volatile function of the database's own, which may leave settings or locks in its session."""
         self.aggregated = False
         """The outermost SELECT has an aggregate or window function."""
+        self.introspects = False
+        """It reads the catalogue, limited to what the agent may see: `introspection.VISIBLE` goes with it."""
+        self.looked_up: set[str] = set()
+        """Relations (``schema.name``) that functions look in: nothing of these may be filtered or hidden."""
         self.dated = False
         """A constant stays in it whose value may depend on the clock or on TimeZone when the server parses it."""
         self.places: dict[str, int] = {}
@@ -445,6 +481,7 @@ class Analyzer:
         """Columns read outside aggregates by select list, HAVING and ORDER BY."""
         self._visited: dict[int, Any] = {}
         """Messages that the walk came to, by id; kept, so that their ids stay theirs."""
+        self._lookups = 0
         self._here = 0
         """Where the column reference stands that is being looked up."""
         self._result = Analysis(None, Operation(""))
@@ -503,7 +540,7 @@ class Analyzer:
             if not part.schemaname and part.relname in names:
                 continue
             key = (self._schema(part), part.relname)
-            if key[0] == "pg_catalog" and self._resolver.path is None:
+            if key[0] in SYSTEM_SCHEMAS and self._resolver.path is None:
                 continue
             access: Any = action if part is target else "read"
             if f"{key[0]}.{key[1]}" not in self._places or part is target:
@@ -642,19 +679,29 @@ class Analyzer:
         if left.label or right.label:
             label = self._same_domain(left.label, right.label)
         kind = left.type if left.type == right.type else None
+        if kind is None:
+            _no_mixed_names((left.type, right.type, UNKNOWN))
         return Field(left.name, kind, label, left.plain and right.plain and kind is not None)
 
     def _values(self, select: Any, scope: Scope) -> list[Field]:
         plain: list[bool] = []
+        types: list[set[int | None]] = []
         self._result.listed *= len(select.values_lists)
         for row in select.values_lists:
             self._closed(row.list)
             plain += [True] * (len(row.list.items) - len(plain))
+            types += [set() for _ in range(len(row.list.items) - len(types))]
             for index, cell in enumerate(row.list.items):
                 info = self._expression(cell, scope)
                 self._unlabelled(cell, info)
+                types[index].add(info.type)
                 plain[index] = plain[index] and (info.constant or kind_of(cell) == "param_ref")
-        return [Field(f"column{index + 1}", None, None, known) for index, known in enumerate(plain)]
+        fields = []
+        for index, (known, kinds) in enumerate(zip(plain, types, strict=True)):
+            _no_mixed_names(kinds)
+            same = kinds.pop() if kinds <= REG_TYPES.keys() and len(kinds) == 1 else None
+            fields.append(Field(f"column{index + 1}", same, None, known))
+        return fields
 
     def _with(self, clause: Any, scope: Scope) -> list[Item]:
         self._closed(clause)
@@ -952,7 +999,7 @@ class Analyzer:
                 self._raising += cte.raises
                 fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in cte.fields], names)
                 return _namespace_of(Item(alias or var.relname, "derived", fields, inner=cte.inner, cte=cte.node))
-        if self._resolver.path is None and self._schema(var) == "pg_catalog":
+        if self._resolver.path is None and self._schema(var) in SYSTEM_SCHEMAS:
             return self._catalogue_relation(node, alias, names)
         relation = self._relation(var, "read")
         item = self._item(alias or relation.name, "relation", relation)
@@ -970,21 +1017,32 @@ class Analyzer:
         return _namespace_of(item)
 
     def _catalogue_relation(self, node: Node, alias: str, names: Sequence[str]) -> Namespace:
-        """A readable relation of pg_catalog, limited to built-in objects."""
+        """A readable relation of the catalogue, limited to the objects that the agent may see."""
         var = node.range_var
-        columns = CATALOGUE_READABLE.get(var.relname)
-        relation = self._catalog.relations.get(("pg_catalog", var.relname))
-        if not columns or relation is None or names or var.catalogname:
-            self._uses.setdefault(("pg_catalog", var.relname, "read"), (set(), set()))
-            self._places.setdefault(f"pg_catalog.{var.relname}", var.location)
-            raise unavailable_relation(f"pg_catalog.{var.relname}")
-        fields = [Field(c.name, c.type_oid) for c in relation.columns if c.name in columns]
-        key = "rngtypid" if var.relname == "pg_range" else "oid"
-        builtin = tree.operator("<", tree.column(key), tree.integer_constant(FIRST_USER_OID))
+        schema = self._schema(var)
+        readable = introspection.READABLE.get((schema, var.relname))
+        relation = self._catalog.relations.get((schema, var.relname))
+        if readable is None or names or var.catalogname or (relation is None and not readable.types):
+            self._uses.setdefault((schema, var.relname, "read"), (set(), set()))
+            self._places.setdefault(f"{schema}.{var.relname}", var.location)
+            raise unavailable_relation(f"{schema}.{var.relname}")
+        if relation is None:
+            fields = [Field(*column) for column in zip(readable.columns, readable.types, strict=True)]
+            targets = [tree.target(tree.column(f.name)) for f in fields]
+        else:
+            fields, targets = [], []
+            for column in relation.columns:
+                null = f"{column.name}=NULL" in readable.columns
+                if null or column.name in readable.columns or not readable.columns:
+                    fields.append(Field(column.name, self._base(column.type_oid)))
+                    value = tree.column(column.name)
+                    if null:  # as a CASE: so it has the column's type, whatever that is
+                        value = tree.case(tree.boolean_constant(True), tree.null_constant(), value)
+                    targets.append(tree.target(value, column.name if null else ""))
         select = tree.subselect(
-            [tree.target(tree.column(f.name)) for f in fields],
-            pb.Node(range_var=tree.relation("pg_catalog", var.relname)),
-            builtin,
+            targets,
+            pb.Node(range_var=tree.relation(schema, var.relname)),
+            introspection.condition(readable),
             fence=True,
         )
         name = alias or var.relname
@@ -992,7 +1050,8 @@ class Analyzer:
         node.CopyFrom(pb.Node(range_subselect=subselect))
         self._built(node)
         self._result.unbounded = True
-        return _namespace_of(Item(name, "catalogue", fields))
+        self._introspect()
+        return _namespace_of(Item(name, "catalogue", fields, schema=schema))
 
     def _join(self, join: Any, scope: Scope) -> Namespace:
         self._closed(join)
@@ -1083,7 +1142,10 @@ class Analyzer:
             _refuse_kind(kind_of(call))
         self._closed(function.functions[0].list)
         references, self._references = self._references, {}
+        own = call.func_call.funcname[-1].string.sval
         info = self._expression(call, scope)
+        if kind_of(call) != "func_call":
+            raise _unsupported("This function in FROM")
         self._unlabelled(call, info)
         arguments = list(self._references)
         self._references = {**references, **self._references}
@@ -1091,8 +1153,9 @@ class Analyzer:
         alias = function.alias.aliasname if function.HasField("alias") else ""
         names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
         _own_identifier(alias, *names)
-        own = call.func_call.funcname[-1].string.sval
-        column = "value" if own in _NAMED_VALUE else alias or own
+        column = _NAMED_COLUMN.get(own) or alias or own
+        if call.func_call.funcname[-1].string.sval != own and len(names) < 1 + function.ordinality:
+            raise _unsupported(f"{own} in FROM without an alias for each column")
         kind = self._catalog.types.get(info.type or 0)
         if kind is None or kind.kind in "cp":
             raise _unsupported("A function in FROM that returns several columns")
@@ -1105,7 +1168,7 @@ class Analyzer:
         """The schema of a relation that is not a WITH query's."""
         found = var.schemaname or self._resolver.schema_of(var.relname)
         if found is None:
-            found = "pg_catalog" if var.relname in CATALOGUE_READABLE else "public"
+            found = "pg_catalog" if ("pg_catalog", var.relname) in introspection.READABLE else "public"
         return str(found)
 
     def _relation(self, var: Any, access: Access) -> Relation:
@@ -1116,9 +1179,7 @@ class Analyzer:
         if catalog and catalog != self._catalog.database:
             raise unavailable_relation(f"{catalog}.{schema}.{name}")
         relation = self._catalog.relations.get((schema, name))
-        system = schema in ("pg_catalog", "information_schema") and (
-            self._resolver.path is None or access != "read" or name in SHOWING_TEXTS
-        )
+        system = schema in SYSTEM_SCHEMAS and (self._resolver.path is None or access != "read" or name in SHOWING_TEXTS)
         if relation is None or system or relation.kind == "f":
             raise unavailable_relation(f"{schema}.{name}")
         if relation.parents:
@@ -1222,7 +1283,7 @@ class Analyzer:
         while level is not None:
             found = [item for item in level.namespace.items if item.name == name]
             if len(parts) > 1:
-                found = [i for i in found if i.relation is not None and i.relation.schema == parts[-2]]
+                found = [i for i in found if (i.relation.schema if i.relation else i.schema) == parts[-2]]
             if len(found) > 1:
                 raise Refusal("ST-03", f'Table name "{name}" is specified more than once.', sqlstate="42712")
             if found:
@@ -1273,9 +1334,11 @@ class Analyzer:
         self._closed(target)
         _own_identifier(target.name)
         references, self._references = self._references, {}
-        info = self._expression(target.val, scope)
-        self._references = {**references, **self._references}
         name = target.name or _figure_name(target.val)
+        info = self._expression(target.val, scope)
+        if not target.name and _figure_name(target.val) != name:
+            target.name = name  # it is another expression now, whose name would show
+        self._references = {**references, **self._references}
         return Field(name, info.type, info.label, info.leakproof, target.val)
 
     def _qual(
@@ -1805,6 +1868,8 @@ class Analyzer:
                 raise Refusal("ST-04", f'Operator "{name}" is not on the list of operators that agents may use.')
             self._converted(left, candidate.left)
             self._converted(right, candidate.right)
+            if left is not None:
+                self._object_names((left, right), (candidate.left, candidate.right))
         leakproof = right.leakproof and (left is None or left.leakproof)
         constant = all(
             (left is None or self._folded(left, c.left))
@@ -1894,6 +1959,10 @@ class Analyzer:
         name = names[-1]
         if schema in (None, "pg_catalog") and name in self._session_values and not message.args:
             return self._session_value(node, name)
+        if schema in (None, "pg_catalog") and name == "current_setting" and self._resolver.path is None:
+            return self._current_setting(node, message, scope)
+        if schema in (None, "pg_catalog") and name in _SESSION_FUNCTIONS and self._resolver.path is None:
+            return self._session_function(node, name)
         counting = schema in (None, "pg_catalog") and name == "count"
         infos: list[_Info] = []
         bare = len(self._bare)
@@ -1923,17 +1992,21 @@ class Analyzer:
         candidates = self._resolver.function(schema, name, arguments)
         if not candidates:
             raise _function_refusal(name)
+        lookup = self._lookup(message, candidates)
         for candidate in candidates:
-            if not self._purity.pure(candidate.oid):
+            if lookup is None and not self._purity.pure(candidate.oid):
                 raise _function_refusal(name)
             for given, wanted in zip(infos, candidate.arguments, strict=False):
                 self._converted(given, wanted)
+            self._object_names(infos, candidate.arguments)
             self._functions.add(f"{candidate.schema}.{candidate.name}")
             own = candidate.schema != "pg_catalog"
             self._result.stateful = self._result.stateful or (own and candidate.volatility == "v")
             self._result.impure = self._result.impure or self._result.stateful
             self._result.unbounded = self._result.unbounded or candidate.returns_set
             self._result.unbounded = self._result.unbounded or (own and candidate.volatility != "i")
+        if lookup is not None:
+            return self._looked_up(node, message, lookup, candidates[0])
         aggregate = any(c.kind in "aw" for c in candidates)
         grouped = aggregate and not message.HasField("over")
         if grouped and read and not any(item in read for item in scope.namespace.items):
@@ -1973,6 +2046,153 @@ class Analyzer:
         self._built(node)
         return _Info(19, None, True, True)
 
+    def _session_function(self, node: Node, name: str) -> _Info:
+        """Functions without arguments, and current_schemas, whose answer is the same for every agent."""
+        arguments = list(node.func_call.args)
+        if name == "current_schemas":
+            if len(arguments) != 1 or arguments[0].a_const.WhichOneof("val") != "boolval":
+                raise _function_refusal(name)
+            shown = "{pg_catalog,public}" if arguments[0].a_const.boolval.boolval else "{public}"
+            kind = tree.type_name("pg_catalog", "name", array=True)
+            value = pb.Node(type_cast=pb.TypeCast(arg=tree.text_constant(shown), type_name=kind))
+            node.CopyFrom(value)
+            self._built(node)
+            return _Info(1003, None, True, True)
+        if arguments:
+            raise _function_refusal(name)
+        value, kind, oid = _SESSION_FUNCTIONS[name]
+        node.CopyFrom(tree.cast(tree.text_constant(value), "pg_catalog", kind))
+        self._built(node)
+        return _Info(oid, None, True, True)
+
+    def _current_setting(self, node: Node, message: Any, scope: Scope) -> _Info:
+        """``current_setting(name)`` for what drivers and ORMs ask; NULL for all else."""
+        if not 1 <= len(message.args) <= 2 or message.HasField("over"):
+            raise _function_refusal("current_setting")
+        name = self._all(message.args[:1], scope)[0]
+        if name.type not in TEXT_LIKE:
+            raise _function_refusal("current_setting")
+        settings = {**_SETTINGS, "server_version_num": str(self._catalog.server_version)}
+        if kind_of(message.args[0]) == "a_const" and message.args[0].a_const.sval.sval not in settings:
+            raise _function_refusal("current_setting")
+        case = pb.CaseExpr(
+            arg=tree.cast(message.args[0], "pg_catalog", "text"),
+            args=[
+                pb.Node(case_when=pb.CaseWhen(expr=tree.text_constant(key), result=tree.text_constant(value)))
+                for key, value in settings.items()
+            ],
+        )
+        node.CopyFrom(tree.cast(pb.Node(case_expr=case), "pg_catalog", "text"))
+        self._built(node)
+        return _Info(TEXT, None, False)
+
+    # Look-ups in the catalogue
+
+    def _lookup(self, message: Any, candidates: Sequence[Function]) -> Lookup | None:
+        """What a call tells of an object in the catalogue; None for other calls."""
+        candidate = candidates[0]
+        if len(candidates) > 1 or candidate.schema != "pg_catalog" or candidate.oid >= FIRST_USER_OID:
+            return None
+        lookup = introspection.LOOKUPS.get(signature_of(self._catalog, candidate))
+        plain = not (message.HasField("over") or message.HasField("agg_filter") or message.agg_order)
+        return lookup if plain else None
+
+    def _looked_up(self, node: Node, message: Any, lookup: Lookup, function: Function) -> _Info:
+        """A call that tells of an object in the catalogue becomes one that does so if the agent may see the object."""
+        if self._resolver.path is not None:
+            self._look_in(lookup.reads)
+            return _Info(function.result, None, False)
+        visible = lookup.visible
+        if visible == "class":
+            catalogue = message.args[1].a_const
+            if catalogue.WhichOneof("val") != "sval":
+                raise _unsupported(f"A catalogue for {function.name} that is not a constant")
+            visible = introspection.CLASSES.get(catalogue.sval.sval, "built-in")
+        call = pb.Node(func_call=message)
+        del call.func_call.funcname[:]
+        call.func_call.funcname.extend([tree.string("pg_catalog"), tree.string(function.name)])
+        self._guarded(
+            node, call, call.func_call.args[lookup.argument], visible, function.result, returns_set=function.returns_set
+        )
+        return _Info(function.result, None, False)
+
+    def _guarded(
+        self, node: Node, call: Node, argument: Node, visible: str, result: int, *, returns_set: bool = False
+    ) -> None:
+        """`node` becomes ``call``, or NULL if the object that ``argument``, a part of it, gives is not visible."""
+        kind = self._catalog.types[result]
+        if visible == "nothing" and returns_set:
+            array = tree.type_name(kind.schema, kind.name, array=True)
+            none = pb.Node(type_cast=pb.TypeCast(arg=tree.null_constant(), type_name=array))
+            node.CopyFrom(tree.function("unnest", none))
+        elif visible == "nothing":
+            nothing = tree.boolean_constant(False) if result == BOOL else tree.null_constant()
+            node.CopyFrom(tree.cast(nothing, kind.schema, kind.name))
+        else:
+            if self._aggregates(argument):
+                raise _unsupported("An aggregate or window function within a look-up in the catalogue")
+            node.CopyFrom(introspection.guarded(visible, call, argument))
+            self._introspect()
+        self._result.unbounded = True
+        self._built(node)
+
+    def _introspect(self) -> None:
+        self._result.introspects = True
+        self._lookups += 1
+        if self._lookups > MAX_LOOKUPS:
+            raise Refusal("ST-06", f"A statement looks in the catalogue at most {MAX_LOOKUPS} times.", sqlstate="54000")
+
+    def _aggregates(self, node: Node) -> bool:
+        """True if something in `node` may be an aggregate or a window function."""
+        calls = [part for part in tree.walk(node) if part.DESCRIPTOR.name == "FuncCall"]
+        names = {part.funcname[-1].string.sval for part in calls}
+        return any(part.HasField("over") for part in calls) or any(
+            function.kind in "aw" and function.name in names for function in self._catalog.functions.values()
+        )
+
+    def _look_in(self, relations: Sequence[str]) -> None:
+        """Code that is called reads these relations of pg_catalog, whole: in a session of its own catalogue."""
+        for name in relations:
+            self._uses.setdefault(("pg_catalog", name, "read"), (set(), set()))
+            self._result.looked_up.add(f"pg_catalog.{name}")
+        self._result.unbounded = True
+
+    def _object_names(self, infos: Sequence[_Info], wanted: Sequence[int]) -> None:
+        """Refuse what PostgreSQL may take for the name of an object, because an object stands beside it.
+
+        An untyped constant takes the type of the other values of a CASE or of a polymorphic argument, and regclass
+        tells by its error which names exist.
+        """
+        generic = [info for info, kind in zip(infos, wanted, strict=False) if self._catalog.types[kind].kind == "p"]
+        _no_mixed_names([self._object_type(info.type) for info in generic])
+
+    def _object_type(self, oid: int | None) -> int | None:
+        """The type, for an array that of its elements."""
+        kind = self._catalog.types.get(oid or 0)
+        return kind.element if kind is not None and kind.element else oid
+
+    def _reg_cast(self, node: Node, message: Any, info: _Info, wanted: int) -> _Info:
+        """A cast to a type of object identifiers: of a name, or of an OID."""
+        reg = REG_TYPES[wanted]
+        kind = self._catalog.types[wanted]
+        if self._resolver.path is not None:
+            self._look_in((reg.reads,))
+            return _Info(wanted, None, False)
+        named = info.type in TEXT_LIKE or info.type == 19
+        if kind_of(message.arg) == "a_const" and message.arg.a_const.sval.sval.isdecimal():
+            named = False
+        if named and not reg.by_name:
+            raise Refusal("ST-04", f"A name as {kind.name} is not available to agents.")
+        cast = pb.Node(type_cast=message)
+        if named:
+            cast = tree.function(reg.by_name, message.arg)
+            self._guarded(node, cast, cast.func_call.args[0], reg.visible, wanted)
+        else:
+            if info.type not in (UNKNOWN, 26) and not self._resolver.can_coerce(info.type or 0, 26, "e"):
+                raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
+            self._guarded(node, cast, cast.type_cast.arg, reg.visible, wanted)
+        return _Info(wanted, None, False)
+
     def _sqlvalue_function(self, node: Node, message: Any, _scope: Scope) -> _Info:
         name = SESSION_NAMES.get(message.op)
         if name is not None and name not in self._session_values:
@@ -1993,7 +2213,7 @@ class Analyzer:
             True,
         )
 
-    def _type_cast(self, _node: Node, message: Any, scope: Scope) -> _Info:
+    def _type_cast(self, node: Node, message: Any, scope: Scope) -> _Info:
         dated = self._result.dated
         info = self._expression(message.arg, scope)
         try:
@@ -2003,6 +2223,8 @@ class Analyzer:
             raise
         if info.label is not None:
             raise _token_refusal(info.label, "be cast")
+        if wanted in REG_TYPES:
+            return self._reg_cast(node, message, info, wanted)
         if not self._resolver.castable(info.type, wanted):
             raise Refusal("ST-04", "This cast is not on the list of casts that agents may use.")
         if kind_of(message.arg) == "a_const" and self._catalog.types[wanted].category in _UNDATED_CATEGORIES:
@@ -2019,8 +2241,8 @@ class Analyzer:
         self._closed(name)
         names = tuple(part.string.sval for part in name.names)
         found = self._resolver.type_by_name(names)
-        if found is not None and found.oid in REG_TYPES:
-            raise Refusal("ST-04", "Object identifier types are not available to agents.")
+        if found is not None and found.oid in REG_TYPES and name.array_bounds:
+            raise Refusal("ST-04", "Arrays of object identifier types are not available to agents.")
         if found is None or found.kind not in "bderm":
             raise Refusal("ST-04", f'Type "{".".join(names)}" is not available to this agent.', sqlstate="42704")
         for modifier in name.typmods:
@@ -2344,8 +2566,20 @@ def _constant_type(constant: Any) -> int:
     return UNKNOWN
 
 
+def _no_mixed_names(types: Iterable[int | None]) -> None:
+    """Refuse a type of object identifiers beside a value that has no type of its own."""
+    types = set(types)
+    if not types.isdisjoint(REG_TYPES) and not types.isdisjoint({UNKNOWN, None}):
+        raise Refusal(
+            "ST-04",
+            "A constant or parameter without a type could be taken for the name of an object here.",
+            hint="Cast both sides to text or to oid.",
+        )
+
+
 def _common(infos: Sequence[_Info]) -> int | None:
     types = {info.type for info in infos} - {UNKNOWN}
+    _no_mixed_names(info.type for info in infos)
     if not types:
         return TEXT
     return types.pop() if len(types) == 1 else None
@@ -2374,6 +2608,8 @@ def _figure_name(node: Node) -> str:
         return "array"
     if kind == "row_expr":
         return "row"
+    if kind == "sqlvalue_function":
+        return SESSION_NAMES.get(node.sqlvalue_function.op) or _CLOCK_NAMES[node.sqlvalue_function.op]
     if kind == "grouping_func":
         return "grouping"
     if kind == "a_expr" and node.a_expr.kind == pb.AEXPR_NULLIF:

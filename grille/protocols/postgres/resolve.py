@@ -16,6 +16,7 @@ import msgspec
 
 from grille.controls import Refusal
 from grille.protocols.postgres.catalog import Catalog, Function, Operator, Type
+from grille.protocols.postgres.introspection import REG_TYPES
 
 UNKNOWN: Final = 705
 """Type of an untyped string literal, of NULL and of a parameter without a declared type."""
@@ -685,7 +686,7 @@ class Resolver:
             return (output or not kind.checked) and self._harmless(kind.base, output=output)
         if kind.element:
             return self._harmless(kind.element, output=output)
-        if kind.kind == "e" or (output and (kind.kind == "c" or oid == _RECORD)):
+        if kind.kind == "e" or (output and (kind.kind == "c" or oid == _RECORD or oid in REG_TYPES)):
             return True
         return kind.kind in "brm" and kind.oid < FIRST_NORMAL_OID and kind.name not in CLOSED_TYPES
 

@@ -15,7 +15,7 @@ import msgspec
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
-from grille.protocols.postgres import bounds, tree
+from grille.protocols.postgres import bounds, introspection, tree
 from grille.protocols.postgres.analysis import (
     Analysis,
     FenceSite,
@@ -155,12 +155,15 @@ def rewrite(
     resolver: Resolver,
     parameter_types: Sequence[int],
     inline: Inline | None = None,
+    *,
+    visible: int = 0,
 ) -> Plan:
     """Build the plan.  `analysis` is used up.  Raises `Refusal`.
 
     With ``inline`` the identity's values are typed constants of the text, which is then good for that identity only.
+    The arrays of `introspection.VISIBLE` are the identity's values from number ``visible`` on.
     """
-    return _Rewrite(analysis, terms, resolver, parameter_types, inline).plan()
+    return _Rewrite(analysis, terms, resolver, parameter_types, inline, visible).plan()
 
 
 class _Rewrite:
@@ -171,9 +174,11 @@ class _Rewrite:
         resolver: Resolver,
         parameter_types: Sequence[int],
         inline: Inline | None,
+        visible: int,
     ) -> None:
         self._analysis = analysis
         self._inline = inline
+        self._visible = visible
         self._terms = terms
         self._resolver = resolver
         self._catalog: Catalog = resolver.catalog
@@ -212,6 +217,10 @@ class _Rewrite:
             elif isinstance(site, WriteSite):
                 self._write(site)
         statement = analysis.statement
+        for reference in introspection.parameters(statement) if analysis.introspects else ():
+            number = reference.number - introspection.PARAMETER - 1
+            kind, _name = introspection.VISIBLE[number]
+            reference.CopyFrom(self._inject(self._visible + number, kind, array=True).param_ref)
         try:
             sql = tree.text_of(statement)
             same = tree.parses_back(statement, sql)
@@ -260,6 +269,14 @@ class _Rewrite:
         for name in dict.fromkeys([*places, *(use.qualified for use in self._analysis.operation.relations)]):
             if name not in self._terms.relations:
                 raise placed(unavailable_relation(name), places.get(name, 0))
+        for name in sorted(self._analysis.looked_up):
+            terms = self._terms.relations[name]
+            if terms.condition is not None or any(column.read != "clear" for column in terms.columns.values()):
+                raise Refusal(
+                    "ST-04",
+                    f'A function here looks in "{name}", of which this agent may not read all.',
+                    hint="Read the relation itself.",
+                )
         if self._analysis.locks and not self._terms.locks:
             raise Refusal(
                 "AC-01",

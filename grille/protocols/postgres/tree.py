@@ -28,6 +28,11 @@ def kind_of(node: Node) -> str:
 
 def strip_positions(message: Any) -> None:
     """Remove every source position below `message`, in place."""
+    if message.DESCRIPTOR.name == "Node":
+        kind = message.WhichOneof("node")
+        if kind:
+            strip_positions(getattr(message, kind))
+        return
     for field, value in message.ListFields():
         if field.name in POSITIONS:
             message.ClearField(field.name)
@@ -211,10 +216,13 @@ def relation(schema: str, name: str, *, only: bool = False, alias: str = "") -> 
     return var
 
 
-def subselect(targets: Sequence[Node], from_item: Node, where: Node | None, *, fence: bool) -> Any:
-    """``SELECT targets FROM from_item WHERE where [OFFSET 0]`` as a SelectStmt."""
+def subselect(targets: Sequence[Node], from_item: Node | None, where: Node | None, *, fence: bool) -> Any:
+    """``SELECT targets [FROM from_item] [WHERE where] [OFFSET 0]`` as a SelectStmt."""
     select = pb.SelectStmt(
-        target_list=targets, from_clause=[from_item], op=pb.SETOP_NONE, limit_option=pb.LIMIT_OPTION_DEFAULT
+        target_list=targets,
+        from_clause=[] if from_item is None else [from_item],
+        op=pb.SETOP_NONE,
+        limit_option=pb.LIMIT_OPTION_DEFAULT,
     )
     if where is not None:
         select.where_clause.CopyFrom(where)

@@ -464,22 +464,33 @@ def parameters_that_choose_an_object(world: World) -> None:
         with world.wire("a") as wire:
             reply = wire.ask(Parse("", "SELECT $1", (oid,)), Bind("", "", (), (b"secrets",)), Execute(""), SYNC)
             assert not reply.rows and reply.denied("ST-04"), (oid, reply)
-    for text in ("SELECT $1::regclass", "SELECT $1::regproc", "SELECT CAST($1 AS pg_catalog.regtype)"):
-        with world.wire("a") as wire:
-            reply = wire.ask(Parse("", text), Bind("", "", (), (b"secrets",)), Execute(""), SYNC)
-            assert not reply.rows and reply.denied("ST-04"), (text, reply)
+    for text in ("SELECT $1::regclass", "SELECT CAST($1 AS pg_catalog.regtype)"):
+        for name in (b"secrets", b"nowhere", b"public.secrets", b"x.y.z", b'"', b"1"):
+            with world.wire("a") as wire:
+                reply = wire.ask(Parse("", text), Bind("", "", (), (name,)), Execute(""), SYNC)
+                assert reply.rows == [(None,)] or reply.errors[0]["C"] in ("42601", "42602", "0A000"), (
+                    text,
+                    name,
+                    reply,
+                )
+    with world.wire("a") as wire:
+        reply = wire.ask(Parse("", "SELECT $1::regproc"), Bind("", "", (), (b"secrets",)), Execute(""), SYNC)
+        assert not reply.rows and reply.denied("ST-04"), reply
 
 
 def parameters_in_sensitive_places(world: World) -> None:
     for text, values in (
         ("SELECT query_to_xml($1, true, true, '')", (b"select 1",)),
         ("SELECT set_config($1, $2, false)", (b"role", b"postgres")),
-        ("SELECT current_setting($1)", (b"data_directory",)),
+        ("SELECT current_setting('data_directory', $1)", (b"t",)),
         ("SELECT pg_sleep($1)", (b"1",)),
     ):
         with world.wire("a") as wire:
             reply = wire.ask(Parse("", text), Bind("", "", (), values), Execute(""), SYNC)
             assert not reply.rows and reply.denied("ST-04"), (text, reply)
+    with world.wire("a") as wire:
+        parse = Parse("", "SELECT current_setting($1)")
+        assert wire.ask(parse, Bind("", "", (), (b"data_directory",)), Execute(""), SYNC).rows == [(None,)]
     with world.wire("a") as wire:
         reply = wire.ask(
             Parse("", "SELECT id FROM people ORDER BY id LIMIT $1"), Bind("", "", (), (b"2",)), Execute(""), SYNC

@@ -92,11 +92,12 @@ ROWS = [
     ),
     row(
         'B15', 'counters and sizes', 'ST-03',
-        ("SELECT reltuples FROM pg_class WHERE relname = 'people'", "ST-03"),
-        ("SELECT pg_relation_size('people')", "ST-04"),
+        ("SELECT reltuples, relpages FROM pg_class WHERE relname = 'people'", [(None, None)]),
+        ("SELECT pg_relation_size('people')", [(None,)]),
         ("SELECT n_live_tup FROM pg_stat_user_tables", "ST-03"),
-        ("SELECT pg_total_relation_size('people')", "ST-04"),
+        ("SELECT pg_total_relation_size('people')", [(None,)]),
         ("SELECT pg_stat_get_live_tuples(1)", "ST-04"),
+        why='Tools that list tables ask for sizes: they are NULL.',
     ),
     row(
         'B16', 'time as a channel', 'ST-04',

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from tests.catalogue.attacks import columns, rows, wire
-from tests.catalogue.cases import NATIVE, SAME, row, since, tells
+from tests.catalogue.attacks import columns, errors, rows, wire
+from tests.catalogue.cases import NATIVE, SAME, either, row, since, tells
 
 ROWS = [
     row(
@@ -398,7 +398,7 @@ ROWS = [
         ("SELECT current_user, current_schema, current_role", [("agent", "public", "agent")]),
         ("SELECT inet_client_addr()", "ST-04"),
         ("SELECT pg_backend_pid()", "ST-04"),
-        ("SELECT current_schemas(true)", "ST-04"),
+        ("SELECT current_schemas(true)", [(["pg_catalog", "public"],)]),
     ),
     row(
         'X93', 'temporal keys and PERIOD', 'ST-05',
@@ -407,13 +407,13 @@ ROWS = [
     ),
     row(
         'X94', "the queries of psql's backslash commands", 'ST-03',
-        ("SELECT n.nspname, c.relname FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','p','')", "ST-03"),
-        ("SELECT r.rolname FROM pg_catalog.pg_roles r", "ST-03"),
-        ("SELECT d.datname FROM pg_catalog.pg_database d", "ST-03"),
-        ("SELECT pg_catalog.pg_get_viewdef('v'::pg_catalog.regclass::pg_catalog.oid, true)", "ST-04"),
+        ("SELECT n.nspname, c.relname FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','p','') AND c.relname IN ('people', 'secrets')", [("public", "people")]),
+        ("SELECT r.rolname FROM pg_catalog.pg_roles r", []),
+        ("SELECT count(*) FROM pg_catalog.pg_database d", [(1,)]),
+        ("SELECT pg_catalog.pg_get_viewdef('v'::pg_catalog.regclass::pg_catalog.oid, true)", [(None,)]),
         ("SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l", "ST-03"),
-        ("SELECT polname, pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy", "ST-03"),
-        why='Introspection is not carried yet: it ends in a denial.',
+        ("SELECT polname, pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy", []),
+        why='Introspection shows what the agent may read, and nothing else.',
     ),
     row(
         'X95', 'names of prepared statements and cursors that carry SQL', 'RO-01',
@@ -664,5 +664,46 @@ ROWS = [
         ("SELECT id FROM all_notes WHERE id = 77 AND (id = 77) = (1 / (current_date - current_date) > 0)", []),
         ("DELETE FROM people USING branches b WHERE people.id = 77 AND b.id = people.branch AND (people.id = 77) = (1 / (current_date - current_date) > 0)", "DELETE 0"),
         tells(("INSERT INTO people (id, branch) VALUES (77, '0042') ON CONFLICT (id) DO UPDATE SET name = 'x' WHERE (people.name = 'hidden 77') = (1 / (current_date - current_date) > 0)", "RO-02")),
+    ),
+    row(
+        'X128', 'the words of an error of any SQLSTATE', 'UP-02',
+        errors.every_sqlstate_in_words_of_our_own,
+    ),
+    row(
+        'X129', 'errors over governed rows, class by class', 'UP-02',
+        ("SELECT (SELECT id FROM people)", "21000"),
+        ("SELECT score, (SELECT name FROM people p WHERE p.score = q.score) FROM people q", "21000"),
+        ("SELECT 2147483647 + id FROM people WHERE id = 3", "22003"),
+        ("SELECT name::date FROM people WHERE id = 3", "22007"),
+        ("SELECT opened + 2147483647 FROM people WHERE id = 3", "22008"),
+        ("SELECT substring(name FROM 1 FOR -id) FROM people WHERE id = 3", "22011"),
+        ("SELECT 1 / (id - 3) FROM people", "22012"),
+        ("SELECT 1 / (id - 77) FROM people WHERE id = 77", []),
+        ("SELECT name LIKE 'a' ESCAPE note FROM people WHERE id = 3", "22025"),
+        ("SELECT name LIKE '%' || chr(92) FROM people WHERE id = 3", "22025"),
+        ("SELECT chr(-id) FROM people WHERE id = 3", either("22023", "54000")),
+        ("SELECT ln(id - 3) FROM people WHERE id = 3", "2201E"),
+        ("SELECT sqrt(-id) FROM people WHERE id = 3", "2201F"),
+        ("SELECT width_bucket(id, 1, 1, 1) FROM people WHERE id = 3", "2201G"),
+        ("SELECT id FROM people LIMIT -1", "2201W"),
+        ("SELECT id FROM people OFFSET -1", "2201X"),
+        ("SELECT name ~ '(' FROM people WHERE id = 3", "2201B"),
+        ("SELECT name::int FROM people WHERE id = 3", "22P02"),
+        ("SELECT name::uuid FROM people WHERE id = 3", "22P02"),
+        ("SELECT name::jsonb FROM people WHERE id = 3", "22P02"),
+        ("SELECT decode(name, 'hex') FROM people WHERE id = 3", "22023"),
+        ("SELECT convert_from(decode('ff', 'hex'), 'UTF8')", "22021"),
+        ("SELECT ARRAY[ARRAY[id], ARRAY[id, score]] FROM people WHERE id = 3", "2202E"),
+        ("INSERT INTO checked VALUES (90, '0042', NULL)", "23502"),
+        ("INSERT INTO checked VALUES (1, '0042', 'x')", "23505"),
+        ("INSERT INTO checked VALUES (91, '0042', 'forbidden')", "23514"),
+        [("BEGIN READ ONLY", "BEGIN"), ("INSERT INTO checked VALUES (92, '0042', 'x')", "25006"), ("SELECT 1", "WP-01"), ("ROLLBACK", "ROLLBACK")],
+        ("FETCH nothing", "WP-01"),
+        [("BEGIN", "BEGIN"), ("ROLLBACK TO SAVEPOINT nothing", either("3B001", "WP-01"))],
+        ("SELECT id FROM people GROUP BY branch", "42803"),
+    ),
+    row(
+        'X130', 'errors of two sessions at once', 'UP-02',
+        errors.two_at_once,
     ),
 ]  # fmt: skip

@@ -44,9 +44,9 @@ ROWS = [
     ),
     row(
         'P7', 'texts that differ in a constant only', 'ST-04',
-        ("SELECT 'people'::regclass", "ST-04"),
+        ("SELECT 'people'::regclass", [("public.people",)]),
         [("SELECT set_config('TimeZone', 'UTC', false)", SAME), ("SELECT set_config('role', 'postgres', false)", "ID-04")],
-        [("SELECT 'people'::regclass", "ST-04"), ("SELECT 'secrets'::regclass", "ST-04")],
+        [("SELECT 'people'::regclass", [("public.people",)]), ("SELECT 'secrets'::regclass", [(None,)]), ("SELECT 'nowhere'::regclass", [(None,)])],
         [("SELECT id, name FROM people WHERE id = 3 ORDER BY 1", NATIVE), ("SELECT id, name FROM people WHERE id = 77 ORDER BY 2", NATIVE)],
     ),
     row(
