@@ -33,6 +33,8 @@ class Verdict(NamedTuple):
 
     kind: str
     detail: str = ""
+    ended: str = ""
+    """How Grille ended it: ``rows``, ``tag``, an SQLSTATE or a control."""
 
 
 _DATA: Final = ("22", "21")
@@ -58,7 +60,7 @@ def judge(statement: Statement, ours: Outcome, native: Outcome, visible: Callabl
         if ours.state == _ROW_CHECK and native.state[:2] == _CONSTRAINT:
             return Verdict("equal", Allowed.CHECKS)
         if native.kind == "error":
-            return Verdict("agreed", ours.state)
+            return Verdict("agreed", f"{ours.state}, native {native.state} {native.message}")
         if ours.state == _ROW_CHECK and " ON CONFLICT " not in statement.sql:
             return Verdict("wrong", f"a row that may be written is refused; native {_brief(native)}")
         return Verdict("denied", f"{ours.state} {ours.message}")

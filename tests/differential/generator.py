@@ -155,7 +155,7 @@ class Generator:
         read = self._literal_read()
         times = self._r.choice((1, 2, 6))
         return [
-            Statement(f"PREPARE p AS {read.sql}", judged=False),
+            Statement(f"PREPARE p AS {read.sql}", fails=read.fails),
             *[Statement("EXECUTE p", ordered=read.ordered, fails=read.fails)] * times,
             Statement("DEALLOCATE p", judged=False),
         ]

@@ -25,7 +25,8 @@ _BATCH: Final = 16
 _VACUUM: Final = 20_000
 """Statements after which the dead rows of what was rolled back are removed."""
 _REFUSED: Final = ("denied", "error")
-_FAILED: Final = "25P02"
+_FOLLOWS: Final = ("25P02", "26000", "34000")
+"""The transaction has failed, the prepared statement or the cursor is not there."""
 
 
 @dataclass
@@ -103,16 +104,13 @@ class Bench:
 
     def verdicts(self, wanted: Script, lane: int) -> list[Verdict]:
         """How each judged statement of the script compares, run by itself; a leak shows in the first verdict."""
-        self.world.leaked()
+        self.world.leaked(lane)
         ours = self.alone(f"{self.agent}{lane}", wanted.statements)
         native = self.alone(f"native{lane}", wanted.statements)
         found = self.judged(wanted, ours, native)
         if wanted.commits:
             self.settled(lane, found)
-        leaked = self.world.leaked()
-        # Native row security evaluates the WHERE of ON CONFLICT DO UPDATE before it looks at its policy.
-        natively = {value for role, value in leaked if not role.startswith("grille_app")}
-        seen = sorted({value for role, value in leaked if role.startswith("grille_app")} - natively)
+        seen = self.world.leaked(lane)
         if seen and found:
             found[0] = Verdict("leak", f"a function saw {seen[:3]}")
         return found
@@ -132,8 +130,8 @@ class Bench:
                     break
                 continue
 
-            if one.state == other.state == _FAILED:
-                continue  # the transaction has failed before, on both sides
+            if other.state in _FOLLOWS and one.kind in _REFUSED:
+                continue  # the statement that it follows failed on both sides
 
             def visible(index: int = index) -> Outcome:
                 steps = wanted.statements[: index + 1]
@@ -142,7 +140,7 @@ class Bench:
                 return self.alone("visible", steps)[-1]
 
             verdict = judge(statement, one, other, visible)
-            found.append(verdict)
+            found.append(verdict._replace(ended=one.state or one.kind))
             if (one.kind in _REFUSED) != (other.kind in _REFUSED) or "lost" in (one.kind, other.kind):
                 break
         return found
@@ -165,7 +163,6 @@ def campaign(
     tally = Tally()
     number, vacuumed = start, 0
     flying: dict[int, list[Script]] = {}
-    bench.world.leaked()
     told = time.monotonic()
     for lane in itertools.cycle(range(bench.world.lanes)):
         if lane in flying:
@@ -215,16 +212,16 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
         verdicts = bench.judged(wanted, ours, native)
         if wanted.commits:
             bench.settled(lane, verdicts)
-        results.append((wanted, verdicts, ours))
-    if any(role.startswith("grille_app") for role, _ in bench.world.leaked()):
-        results = [(wanted, bench.verdicts(wanted, lane), ours) for wanted, _, ours in results]
-    else:  # a connection that was lost took the scripts behind it with it
-        results = [
-            (wanted, bench.verdicts(wanted, lane) if _kind(verdicts) == "crash" else verdicts, ours)
-            for wanted, verdicts, ours in results
-        ]
-    for wanted, verdicts, ours in results:
-        _count(tally, wanted, verdicts, ours)
+        results.append((wanted, verdicts))
+    lost = any(_kind(verdicts) == "crash" for _, verdicts in results)
+    if bench.world.leaked(lane):
+        results = _each_alone(
+            bench, lane, results, Verdict("leak", "a function saw a hidden value, in this batch only")
+        )
+    elif lost:  # the scripts behind the one that lost the connection are lost with it
+        results = _each_alone(bench, lane, results, Verdict("crash", "a connection was lost, in this batch only"))
+    for wanted, verdicts in results:
+        _count(tally, wanted, verdicts)
         bad = next((verdict for verdict in verdicts if verdict.kind in BAD), None)
         if bad is None:
             continue
@@ -237,19 +234,29 @@ def _land(bench: Bench, lane: int, batch: Sequence[Script], tally: Tally, save: 
             write(save, smaller, bad)
 
 
+_Judged = list[tuple[Script, list[Verdict]]]
+
+
+def _each_alone(bench: Bench, lane: int, results: _Judged, otherwise: Verdict) -> _Judged:
+    """Judge each script by itself; what shows only in the batch is the first script's."""
+    again = [(wanted, bench.verdicts(wanted, lane)) for wanted, _ in results]
+    if not any(_kind(verdicts) == otherwise.kind for _, verdicts in again):
+        again[0][1][:1] = [otherwise]
+    return again
+
+
 def _kind(verdicts: Sequence[Verdict]) -> str:
     return next((verdict.kind for verdict in verdicts if verdict.kind in BAD), "")
 
 
-def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict], ours: Sequence[Outcome]) -> None:
-    judged = [one for step, one in zip(wanted.statements, ours, strict=True) if step.judged and one.state != _FAILED]
-    for verdict, outcome in zip(verdicts, judged, strict=False):
+def _count(tally: Tally, wanted: Script, verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
         tally.counts[verdict.kind] += 1
         if verdict.kind == "denied":
             tally.reasons[_reason(verdict.detail)] += 1
             tally.examples.setdefault(_reason(verdict.detail), wanted.number)
         elif verdict.kind == "equal":
-            tally.ended[outcome.state or outcome.kind] += 1
+            tally.ended[verdict.ended] += 1
             if verdict.detail:
                 tally.allowed[verdict.detail] += 1
 
