@@ -22,8 +22,8 @@ class Allowed(StrEnum):
     may see fails on one side only, or another one fails first.  Allowed if the statement has such an expression, or if
     the answer is the same without the hidden rows."""
     CHECKS = "order of checks"
-    """A written row that is outside of the filter *and* violates a constraint, or violates two: native row security
-    checks the filter first, Grille after the constraints; both refuse."""
+    """A written row that is outside of the filter *and* violates a constraint, or violates two, or would be changed
+    twice: native row security checks the filter first, Grille after the constraints; both refuse."""
     TIME = "time limit"
     """One side ended at the statement's time limit, which is the same for both."""
 
@@ -77,7 +77,12 @@ def judge(statement: Statement, ours: Outcome, native: Outcome, visible: Callabl
             what = f"rows {ours.rows[:3]}, native {native.rows[:3]}"
     else:
         what = f"{_brief(ours)}, native {_brief(native)}"
-    if ours.state[:2] == _CONSTRAINT and (native.state == "42501" or native.state[:2] == _CONSTRAINT):
+    twice = ours.state == "21000" and " ON CONFLICT " in statement.sql
+    if (
+        native.kind == "error"
+        and (twice or ours.state[:2] == _CONSTRAINT)
+        and (native.state == "42501" or native.state[:2] == _CONSTRAINT)
+    ):
         return Verdict("equal", Allowed.CHECKS)
     if ours.state == _FULL_JOIN and ours.kind == "error":
         return Verdict("denied", "0A000 a FULL JOIN that no longer becomes an outer join")

@@ -801,16 +801,16 @@ class Generator:
             case 7:
                 return f"{left} IS {self._r.choice(('', 'NOT '))}DISTINCT FROM {self._cast_constant(kind)}"
             case 8:
-                text = self._column("text")
+                matched = self._column("text")
                 pattern = self._r.choice(("ann%", "%1", "h_d%", "%a%", "_"))
-                value = text.sql if text else self._leaf("text")
+                value = matched.sql if matched else self._leaf("text")
                 return f"{value} {self._r.choice(('LIKE', 'NOT LIKE', 'ILIKE'))} '{pattern}'"
             case 9:
                 kinds = ("int", "text") if kind not in ("int", "text") else (kind,)
                 chosen = self._r.choice(kinds)
                 array = "ints" if chosen == "int" else "tags"
-                right = self._column(array)
-                values = right.sql if right and self._chance(0.5) else self._cast_constant(array)
+                held = self._column(array)
+                values = held.sql if held and self._chance(0.5) else self._cast_constant(array)
                 return f"{self._leaf(chosen)} = ANY ({values})"
             case 10:
                 tags, json = self._column("tags"), self._column("json")

@@ -113,8 +113,8 @@ class World:
                 f"SELECT md5(string_agg(a || b, '|' ORDER BY a, b)) FROM ({' UNION ALL '.join(rows)}) r(a, b)"
             )
             self._untouched = connection.execute(self._digest).fetchall()
-            copies = (f"DELETE FROM ONLY {t}; INSERT INTO {t} SELECT * FROM backup.{t};" for t in stored)
-            self._restore = f"BEGIN; SET LOCAL session_replication_role = replica; {' '.join(copies)} COMMIT"
+            again = (f"DELETE FROM ONLY {t}; INSERT INTO {t} SELECT * FROM backup.{t};" for t in stored)
+            self._restore = f"BEGIN; SET LOCAL session_replication_role = replica; {' '.join(again)} COMMIT"
         copies = [f"whole{lane}" for lane in range(1, self.lanes)] + [f"native{lane}" for lane in range(self.lanes)]
         with psycopg.connect(self.cluster.dsn(), autocommit=True) as connection:
             for name in (*copies, "visible"):
@@ -236,7 +236,7 @@ class World:
         if connection is None:
             connection = self._owners[database] = psycopg.connect(self.cluster.dsn(database), autocommit=True)
             self._stack.callback(connection.close)
-        cursor = connection.execute(sql)  # type: ignore[arg-type]
+        cursor = connection.execute(sql)
         return cursor.fetchall() if cursor.description else []
 
     def settle(self, lane: int) -> bool:
