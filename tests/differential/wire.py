@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+import psycopg
 from psycopg import pq
 
 _CONTROL: Final = re.compile(r"\[control ([A-Z]{2}-\d\d)")
@@ -48,27 +50,30 @@ class Outcome(NamedTuple):
 
 
 def send(connection: pq.abc.PGconn, statements: Sequence[Statement]) -> None:
-    """Send all of them, each with a Sync of its own; nothing may be in flight.  Not for simple Queries."""
+    """Send all of them, each with a Sync of its own; nothing may be in flight.  Not for simple Queries.
+
+    A connection that breaks meanwhile is noticed by `receive`.
+    """
     connection.enter_pipeline_mode()
-    for statement in statements:
-        connection.send_query_params(
-            statement.sql.encode(), list(statement.values) or None, list(statement.types) or None
-        )
-        connection.pipeline_sync()
+    with contextlib.suppress(psycopg.OperationalError):
+        for statement in statements:
+            values, types = list(statement.values) or None, list(statement.types) or None
+            connection.send_query_params(statement.sql.encode(), values, types)
+            connection.pipeline_sync()
 
 
 def receive(connection: pq.abc.PGconn, count: int) -> list[Outcome]:
     """The outcomes of what was sent."""
-    outcomes = []
-    for _ in range(count):
+    outcomes: list[Outcome] = []
+    while len(outcomes) < count:
         found = Outcome("lost")
         while (result := connection.get_result()) is not None:
             found = _outcome(result)
-        outcomes.append(found)
         synced = connection.get_result()
         if synced is None or synced.status != pq.ExecStatus.PIPELINE_SYNC:
-            outcomes[-1] = Outcome("lost", message=connection.error_message.decode(errors="replace"))
-            return outcomes + [Outcome("lost")] * (count - len(outcomes))
+            lost = Outcome("lost", message=found.message or connection.error_message.decode(errors="replace"))
+            return outcomes + [lost] * (count - len(outcomes))
+        outcomes.append(found)
     connection.exit_pipeline_mode()
     return outcomes
 
