@@ -939,7 +939,7 @@ class Generator:
         if self._chance(0.4):
             return ""
         if self._chance(0.2):
-            return " RETURNING *"
+            return f" RETURNING {columns[0].sql.partition('.')[0]}.*"  # not what it is joined to: any row that matches
         self._levels.append(list(columns))
         texts = [self._expression(self._r.choice(_COMMON), 1, plain=True) for _ in range(self._r.randint(1, 3))]
         self._levels.pop()
