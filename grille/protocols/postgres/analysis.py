@@ -1578,17 +1578,25 @@ class Analyzer:
         """Refuse a grouping that leaves out a column which only a key of its relation could determine."""
         if not select.group_clause:
             return
-        named = set()
+        grouped = []
         for node in select.group_clause:
             outputs: list[Field] = []
             if kind_of(node) == "a_const":
                 outputs = list(fields[node.a_const.ival.ival - 1 :][:1])
             elif kind_of(node) == "column_ref":
                 outputs = [f for f in fields if f.name == node.column_ref.fields[-1].string.sval]
-            for expression in (node, *(f.node for f in outputs if f.node is not None)):
-                named |= {
-                    part.fields[-1].string.sval for part in tree.walk(expression) if part.DESCRIPTOR.name == "ColumnRef"
-                }
+            grouped += [node, *(f.node for f in outputs if f.node is not None)]
+        named = {name for node in grouped for name in _columns_in(node)}
+        # Of an expression that is grouped by, the columns are determined there and nowhere else.
+        alone = {node.column_ref.fields[-1].string.sval for node in grouped if kind_of(node) == "column_ref"}
+        texts = {tree.without_positions(node) for node in grouped}
+        beside = {
+            name
+            for f in fields
+            if f.node is not None and tree.without_positions(f.node) not in texts
+            for name in _columns_in(f.node)
+        }
+        named -= beside - alone
         for item, name in dict.fromkeys(self._bare):
             own = item.kind == "relation" and item in scope.namespace.items
             if own and name not in named and item.relation is not None and item.relation.unique_keys:
@@ -2439,6 +2447,12 @@ def _function_refusal(name: str) -> Refusal:
 
 def _unsupported(what: str) -> Refusal:
     return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _columns_in(node: Node) -> set[str]:
+    """Names of the columns that an expression reads."""
+    references = (part for part in tree.walk(node) if part.DESCRIPTOR.name == "ColumnRef")
+    return {part.fields[-1].string.sval for part in references}
 
 
 def _distinct(names: Sequence[object]) -> None:
