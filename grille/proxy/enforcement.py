@@ -52,6 +52,7 @@ from grille.protocols.postgres.analysis import (
 )
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.commands import SessionCommand
+from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.definitions import redefined
 from grille.protocols.postgres.introspection import VISIBLE, column_number
 from grille.protocols.postgres.purity import Purity, normal_signature
@@ -188,6 +189,8 @@ class Understood(msgspec.Struct, frozen=True):
     """`text` with every constant replaced: what the audit event shows."""
     places: dict[str, int] = {}
     """Where `text` first names each relation, as byte offsets."""
+    copy: CopyOut | None = None
+    """It is a COPY TO STDOUT: how its rows are written."""
     introspects: bool = False
     """It reads the catalogue: what the agent may see goes with it as the last of its values."""
 
@@ -450,7 +453,7 @@ class Enforcement:
         except (Refusal, Unanswered, UnicodeDecodeError):
             return None
         (prepared,) = all_prepared
-        if prepared.understood.is_template != (values is not None):
+        if prepared.understood.is_template != (values is not None) or prepared.understood.copy is not None:
             return None
         expires = time.monotonic() + READY_SECONDS
         verdict = prepared.verdict
@@ -866,12 +869,24 @@ class Enforcement:
                 continue
             action = statement.action
             analysis = self._analyze(agent, statement, types)
+            copy = statement.copy
+            if copy is not None:
+                if any(
+                    item.only and item.relation is not None and item.relation.kind == "p" for item in analysis.items
+                ):
+                    raise Refusal(
+                        "ST-02",
+                        "A partitioned table has no rows of its own to copy.",
+                        sqlstate="0A000",
+                        hint="Use COPY (SELECT ...) TO STDOUT.",
+                    )
+                copy = msgspec.structs.replace(copy, names=tuple(field.name for field in analysis.outputs))
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
             self._fresh[one, types] = analysis
             found.append(
                 Understood(
                     text, one, types, None, analysis.operation, action, is_template, shown, analysis.places,
-                    analysis.introspects,
+                    copy, analysis.introspects,
                 )
             )  # fmt: skip
         return tuple(found)

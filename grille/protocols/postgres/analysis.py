@@ -36,6 +36,7 @@ UNKNOWN: Final = 705
 BPCHAR: Final = 1042
 VARCHAR: Final = 1043
 NUMERIC: Final = 1700
+RECORD: Final = 2249
 TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
 FIRST_USER_OID: Final = 16384
 MAX_COLUMNS: Final = 1664
@@ -251,6 +252,8 @@ class Item:
     fenced: bool = False
     schema: str = ""
     """Of a catalogue relation."""
+    whole: bool = False
+    """It is read as a whole row somewhere."""
 
     @property
     def qualified(self) -> str:
@@ -327,6 +330,14 @@ class RelationSite:
 
 
 @dataclass(slots=True)
+class RowSite:
+    """A reference to a whole row of a governed relation, to be put together from its columns."""
+
+    node: Node
+    item: Item
+
+
+@dataclass(slots=True)
 class QualSite:
     """A condition that is not leakproof and must not see hidden rows."""
 
@@ -378,7 +389,7 @@ class Binding:
     """How many; more than one for an IN list."""
 
 
-Site = RelationSite | QualSite | FenceSite | LiteralSite | WriteSite
+Site = RelationSite | RowSite | QualSite | FenceSite | LiteralSite | WriteSite
 
 
 class Analysis:
@@ -1235,11 +1246,14 @@ class Analyzer:
         self._closed(reference)
         self._here = reference.location
         parts = [part.string.sval if kind_of(part) == "string" else "*" for part in reference.fields]
+        if parts[-1] == "*" and len(parts) > 1 and "*" not in parts[:-1]:
+            _own_identifier(*parts[:-1])
+            return self._whole_row(node, self._find_item(parts[:-1], scope))
         if "*" in parts:
             raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
         _own_identifier(*parts)
         if len(parts) == 1:
-            return self._unqualified(parts[0], scope)
+            return self._unqualified(node, parts[0], scope)
         name = parts[-1]
         item = self._find_item(parts[:-1], scope)
         found = self._column_of(item, name)
@@ -1249,7 +1263,7 @@ class Analyzer:
         self._touch(item, name, predicate=self._in_predicate)
         return _Info(found.type, found.label, found.plain)
 
-    def _unqualified(self, name: str, scope: Scope) -> _Info:
+    def _unqualified(self, node: Node, name: str, scope: Scope) -> _Info:
         level: Scope | None = scope
         while level is not None:
             matches = [entry for entry in level.namespace.entries if entry.name == name]
@@ -1265,15 +1279,38 @@ class Analyzer:
                 for owner in entry.owners:
                     self._touch(owner, name, predicate=self._in_predicate)
                 return _Info(entry.field.type, entry.field.label, entry.field.plain)
-            if any(item.name == name for item in level.namespace.items):
-                raise Refusal(
-                    "ST-02",
-                    f'A reference to the whole row of "{name}" is not supported.',
-                    sqlstate="0A000",
-                    hint="Name the columns that you need.",
-                )
+            level = level.parent
+        level = scope
+        while level is not None:
+            items = [item for item in level.namespace.items if item.name == name]
+            if len(items) > 1:
+                raise Refusal("ST-03", f'Table name "{name}" is specified more than once.', sqlstate="42712")
+            if items:
+                return self._whole_row(node, items[0])
             level = level.parent
         raise unavailable_column(name)
+
+    def _whole_row(self, node: Node, item: Item) -> _Info:
+        """A whole row, as a record of the columns that the agent could name one by one."""
+        if item.kind not in ("relation", "target", "derived", "catalogue"):
+            raise _unsupported(f'A reference to the whole row of "{item.name}"')
+        if any(f.label is not None for f in item.fields):
+            raise Refusal(
+                "CO-03",
+                f'"{item.name}" has tokenized columns, so its rows cannot be taken whole.',
+                hint="Name the columns that you need.",
+            )
+        _distinct([f.name for f in item.fields])
+        for f in item.fields:
+            self._touch(item, f.name, predicate=self._in_predicate)
+        item.whole = True
+        if item.relation is not None:
+            self._result.sites.append(RowSite(node, item))
+        elif kind_of(node.column_ref.fields[-1]) == "a_star":
+            reference = tree.column(item.name)
+            node.CopyFrom(reference)
+        self._built(node)
+        return _Info(RECORD, None, False)
 
     def _find_item(self, parts: Sequence[str], scope: Scope) -> Item:
         name = parts[-1]
@@ -1335,8 +1372,10 @@ class Analyzer:
         _own_identifier(target.name)
         references, self._references = self._references, {}
         name = target.name or _figure_name(target.val)
+        sites = len(self._result.sites)
         info = self._expression(target.val, scope)
-        if not target.name and _figure_name(target.val) != name:
+        rebuilt = any(isinstance(site, RowSite) for site in self._result.sites[sites:])
+        if not target.name and (rebuilt or _figure_name(target.val) != name):
             target.name = name  # it is another expression now, whose name would show
         self._references = {**references, **self._references}
         return Field(name, info.type, info.label, info.leakproof, target.val)
@@ -1557,17 +1596,25 @@ class Analyzer:
         """Refuse a grouping that leaves out a column which only a key of its relation could determine."""
         if not select.group_clause:
             return
-        named = set()
+        grouped = []
         for node in select.group_clause:
             outputs: list[Field] = []
             if kind_of(node) == "a_const":
                 outputs = list(fields[node.a_const.ival.ival - 1 :][:1])
             elif kind_of(node) == "column_ref":
                 outputs = [f for f in fields if f.name == node.column_ref.fields[-1].string.sval]
-            for expression in (node, *(f.node for f in outputs if f.node is not None)):
-                named |= {
-                    part.fields[-1].string.sval for part in tree.walk(expression) if part.DESCRIPTOR.name == "ColumnRef"
-                }
+            grouped += [node, *(f.node for f in outputs if f.node is not None)]
+        named = {name for node in grouped for name in _columns_in(node)}
+        # Of an expression that is grouped by, the columns are determined there and nowhere else.
+        alone = {node.column_ref.fields[-1].string.sval for node in grouped if kind_of(node) == "column_ref"}
+        texts = {tree.without_positions(node) for node in grouped}
+        beside = {
+            name
+            for f in fields
+            if f.node is not None and tree.without_positions(f.node) not in texts
+            for name in _columns_in(f.node)
+        }
+        named -= beside - alone
         for item, name in dict.fromkeys(self._bare):
             own = item.kind == "relation" and item in scope.namespace.items
             if own and name not in named and item.relation is not None and item.relation.unique_keys:
@@ -2425,6 +2472,12 @@ def _function_refusal(name: str) -> Refusal:
 
 def _unsupported(what: str) -> Refusal:
     return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _columns_in(node: Node) -> set[str]:
+    """Names of the columns that an expression reads."""
+    references = (part for part in tree.walk(node) if part.DESCRIPTOR.name == "ColumnRef")
+    return {part.fields[-1].string.sval for part in references}
 
 
 def _distinct(names: Sequence[object]) -> None:

@@ -15,9 +15,10 @@ from postgast import PgQueryError, deparse, normalize, parse, scan
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
-from grille.protocols.postgres import commands
+from grille.protocols.postgres import commands, copy
 from grille.protocols.postgres.analysis import Analysis, Analyzer, Sensitive
 from grille.protocols.postgres.commands import SessionCommand
+from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.lexer import Lexed
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
@@ -60,7 +61,7 @@ _REFUSED: Final = {
     "truncate_stmt": "TRUNCATE",
 }
 _HINTS: Final = {
-    "copy_stmt": "Use SELECT to read and INSERT with several rows to write.",
+    "copy_stmt": "Use INSERT with several rows to write.",
     "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
     **dict.fromkeys(
         ("listen_stmt", "notify_stmt"),
@@ -76,6 +77,8 @@ class ParsedStatement(msgspec.Struct, frozen=True):
     command: SessionCommand | None
     node: Any
     """The statement's Node if `command` is None; used up by one analysis."""
+    copy: CopyOut | None = None
+    """The node is the query of a COPY TO STDOUT, whose rows are written so."""
 
     @property
     def action(self) -> str:
@@ -122,7 +125,16 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     statements = raw_statements(text, limit=limit)
     if not statements:
         return [ParsedStatement(SessionCommand("empty"), None)]
-    return [classify(raw, text) for raw in statements]
+    return [_governed(raw, text) for raw in statements]
+
+
+def _governed(raw: Any, text: str) -> ParsedStatement:
+    """What one statement of a governed session is.  Raises `Refusal`."""
+    node = raw.stmt
+    if kind_of(node) != "copy_stmt" or node.copy_stmt.is_from or node.copy_stmt.filename:
+        return classify(raw, text)
+    query, options = copy.out(node.copy_stmt)
+    return ParsedStatement(None, query, options)
 
 
 def raw_statements(text: str, *, limit: int) -> list[Any]:

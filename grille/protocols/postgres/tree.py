@@ -51,6 +51,14 @@ def same_tree(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def without_positions(message: Any) -> bytes:
+    """The message, serialized without source positions: equal for equal expressions."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    strip_positions(copy)
+    return bytes(copy.SerializeToString(deterministic=True))
+
+
 def walk(message: Any) -> Iterator[Any]:
     """Every message at and below `message`, parents first."""
     yield message
