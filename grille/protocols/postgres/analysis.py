@@ -1596,8 +1596,13 @@ class Analyzer:
         """Refuse a grouping that leaves out a column which only a key of its relation could determine."""
         if not select.group_clause:
             return
-        grouped = []
-        for node in select.group_clause:
+        grouped: list[Node] = []
+        ahead = list(select.group_clause)
+        while ahead:
+            node = ahead.pop()
+            if kind_of(node) in ("grouping_set", "row_expr"):
+                ahead += node.grouping_set.content if kind_of(node) == "grouping_set" else node.row_expr.args
+                continue
             outputs: list[Field] = []
             if kind_of(node) == "a_const":
                 outputs = list(fields[node.a_const.ival.ival - 1 :][:1])
