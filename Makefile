@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint build wheels catalogue conformance lock clean
+.PHONY: help demo test coverage lint build wheels catalogue differential fuzz conformance lock clean
 
 COMPILER = command -v cc >/dev/null && \
 	test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
@@ -55,6 +55,12 @@ wheels: $(VENV)/.dev  ## dist/plain and dist/compiled: a wheel of each build
 
 catalogue: $(VENV)/.dev  ## every known way around the window, tried on PostgreSQL 15 and 18
 	GRILLE_PLAIN=1 $(BIN)/python -m tests.catalogue
+
+differential: $(VENV)/.dev  ## [N=statements] [SEED=n]: generated statements through Grille and under native row security
+	GRILLE_PLAIN=1 $(BIN)/python -m tests.differential --statements $(or $(N),6000) --seed $(or $(SEED),1)
+
+fuzz: $(VENV)/.dev  ## [SECONDS=n]: random bytes, frames and statements against parsers, states and plan builder
+	GRILLE_PLAIN=1 $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 conformance: $(VENV)/.dev  ## SUITE=name [POLICY=passthrough|governed]: other people's tests, directly and through Grille
 	$(BIN)/python -m tests.conformance $(SUITE) --policy $(or $(POLICY),passthrough)

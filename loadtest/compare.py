@@ -24,6 +24,7 @@ from loadtest.contenders import (
     program,
     stage,
 )
+from loadtest.controls import controls
 from loadtest.report import Sample
 from loadtest.scenarios import SCENARIOS, Case, Options, RunFailed, Scenario
 
@@ -55,7 +56,7 @@ def variants(scenario: Scenario, level: str) -> list[Variant]:
     return found
 
 
-GROWING = {"p7": agents.p7, "p9": agents.p9}
+GROWING = {"p7": agents.p7, "p9": agents.p9, "controls": controls}
 """Scenarios that measure Grille beside itself."""
 
 

@@ -52,6 +52,7 @@ from grille.protocols.postgres.analysis import (
 )
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.commands import SessionCommand
+from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.definitions import redefined
 from grille.protocols.postgres.introspection import VISIBLE, column_number
 from grille.protocols.postgres.purity import Purity, normal_signature
@@ -188,6 +189,8 @@ class Understood(msgspec.Struct, frozen=True):
     """`text` with every constant replaced: what the audit event shows."""
     places: dict[str, int] = {}
     """Where `text` first names each relation, as byte offsets."""
+    copy: CopyOut | None = None
+    """It is a COPY TO STDOUT: how its rows are written."""
     introspects: bool = False
     """It reads the catalogue: what the agent may see goes with it as the last of its values."""
 
@@ -354,6 +357,8 @@ class Enforcement:
         """Masked tokens -> which constants become parameters, and which of them with the minus before them."""
         self.texts: Lru[object, tuple[Understood, ...]] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
         self.decisions: Lru[object, Verdict] = Lru(decision_entries)
+        self._fresh: dict[tuple[bytes, tuple[int, ...]], Analysis] = {}
+        """Of the text that was read last: not used up yet, so its plan needs no second analysis."""
         self._visible: Lru[object, _Visible] = Lru(VISIBLE_ENTRIES)
         """By agent: what it sees of the catalogue."""
         self.plans: Lru[object, Plan] = Lru(PLAN_ENTRIES, weight=CACHED_CHARACTERS)
@@ -448,7 +453,7 @@ class Enforcement:
         except (Refusal, Unanswered, UnicodeDecodeError):
             return None
         (prepared,) = all_prepared
-        if prepared.understood.is_template != (values is not None):
+        if prepared.understood.is_template != (values is not None) or prepared.understood.copy is not None:
             return None
         expires = time.monotonic() + READY_SECONDS
         verdict = prepared.verdict
@@ -802,6 +807,7 @@ class Enforcement:
             for key in self._sensitive:
                 relation, _, column = key.rpartition(".")
                 self._by_relation.setdefault(relation, []).append(column)
+            self._fresh.clear()
             for cache in (self.texts, self.decisions, self.plans, self._visible):
                 cache.clear()
 
@@ -850,6 +856,7 @@ class Enforcement:
 
     def _read(self, agent: Agent, text: str, types: tuple[int, ...], *, is_template: bool) -> tuple[Understood, ...]:
         found = []
+        self._fresh.clear()
         statements = parse_text(text, limit=self._max_statement)
         digest = hashlib.sha256(text.encode()).hexdigest().encode()
         shown = redacted(text)
@@ -862,11 +869,24 @@ class Enforcement:
                 continue
             action = statement.action
             analysis = self._analyze(agent, statement, types)
+            copy = statement.copy
+            if copy is not None:
+                if any(
+                    item.only and item.relation is not None and item.relation.kind == "p" for item in analysis.items
+                ):
+                    raise Refusal(
+                        "ST-02",
+                        "A partitioned table has no rows of its own to copy.",
+                        sqlstate="0A000",
+                        hint="Use COPY (SELECT ...) TO STDOUT.",
+                    )
+                copy = msgspec.structs.replace(copy, names=tuple(field.name for field in analysis.outputs))
             one = digest if len(statements) == 1 else digest + f".{index}".encode()
+            self._fresh[one, types] = analysis
             found.append(
                 Understood(
                     text, one, types, None, analysis.operation, action, is_template, shown, analysis.places,
-                    analysis.introspects,
+                    copy, analysis.introspects,
                 )
             )  # fmt: skip
         return tuple(found)
@@ -1080,12 +1100,14 @@ class Enforcement:
         if plan is not None:
             return plan
         assert self._resolver is not None and self._purity is not None  # noqa: S101
-        statements = parse_text(understood.text, limit=self._max_statement)
-        index = int(understood.digest.partition(b".")[2] or b"0")
         try:
-            analysis = analyze(
-                statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
-            )
+            analysis = self._fresh.pop((understood.digest, understood.parameter_types), None)
+            if analysis is None:
+                statements = parse_text(understood.text, limit=self._max_statement)
+                index = int(understood.digest.partition(b".")[2] or b"0")
+                analysis = analyze(
+                    statements[index], self._resolver, self._purity, self._sensitive, understood.parameter_types
+                )
             visible = len(verdict.values) - len(VISIBLE) if understood.introspects else 0
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types, visible=visible)
         except Refusal as refusal:

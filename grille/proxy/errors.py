@@ -19,7 +19,7 @@ Permitted = Callable[[str, str, str], bool]
 TEMPLATES: Final[Mapping[str, str]] = {
     "08006": "the connection to the database was lost",
     "0A000": "the database does not support this",
-    "21000": "a subquery used as an expression returned more than one row",
+    "21000": "a subquery used as an expression returned more than one row, or ON CONFLICT would change one row twice",
     "22000": "the database could not use a value of the statement",
     "22001": "a value is too long for its type",
     "22003": "a number is out of range",

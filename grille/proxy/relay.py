@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from grille.controls import Refusal
 from grille.protocols.postgres import pipeline
 from grille.protocols.postgres.analysis import MAX_LISTED
+from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.framing import ProtocolViolation
 from grille.protocols.postgres.messages import (
     BIND_COMPLETE,
@@ -116,6 +117,7 @@ class Portal:
 
     __slots__ = (
         "born",
+        "copy",
         "cursor",
         "done",
         "encoded",
@@ -148,6 +150,8 @@ class Portal:
         self.prepared = prepared
         self.plan = plan if plan is not None else prepared.plan
         """What is bound upstream: for FETCH that command, with the results of its cursor's query."""
+        self.copy = prepared.understood.copy if cursor is None else None
+        """It is a COPY TO STDOUT: how its rows are written."""
         self.cursor = cursor
         """The cursor that FETCH and MOVE work on: its rows are counted over all of them."""
         self.inner: Portal | None = None
@@ -178,6 +182,7 @@ class Run:
         "began",
         "bytes",
         "clock",
+        "copied",
         "decoded",
         "error",
         "intent",
@@ -204,6 +209,8 @@ class Run:
         self.rows = 0
         self.bytes = 0
         self.decoded = 0
+        self.copied: int | None = None
+        """Rows of a COPY that the client was sent; None before it was told that rows follow."""
         self.intent = ""
         self.local = False
         """The proxy answered it by itself."""
@@ -460,6 +467,8 @@ class Relay:
         portal, plan = step.portal, step.plan
         if portal is None or plan is None:
             return step.max_rows
+        if portal.copy is not None:
+            step.max_rows = 0  # COPY runs to its end, whatever the client says
         if plan.swallow_rows:
             # To the client this write returns no rows, so a row limit (pgjdbc sends 1) must not suspend it.
             return 0
@@ -532,6 +541,9 @@ class Relay:
             if plan is not None and plan.swallow_rows:
                 if shown and not (step.portal is not None and step.portal.simple):
                     out += NO_DATA
+            elif step.portal is not None and step.portal.copy is not None:
+                if shown and not step.portal.simple:
+                    out += NO_DATA
             elif shown:
                 out += visible_columns(payload, plan.hidden_columns if plan is not None else 0)
         elif not shown:
@@ -568,6 +580,7 @@ class Relay:
         if limits.rows is not None and counter.rows > limits.rows:
             self._refuse(run, _too_many_rows(limits.rows))
             return
+        self._begin_copy(portal, run)
         if (plan.results and any(plan.results)) or limits.distinct_keys_per_hour is not None:
             row = list(decode_data_row(payload))
             del row[: plan.hidden_columns]
@@ -576,13 +589,22 @@ class Relay:
             if len(self._rows) >= BATCH_ROWS or self._rows_bytes >= BATCH_BYTES:
                 await self._release(step, run)
         else:
-            message = visible_row(payload, plan.hidden_columns)
+            if portal.copy is not None:
+                message = _copied(portal.copy, run, decode_data_row(payload)[plan.hidden_columns :])
+            else:
+                message = visible_row(payload, plan.hidden_columns)
             self._count(run, len(message))
             if self._refusal is not None:
                 return
             self.out += message
         if len(self.out) >= (BATCH_BYTES if self.streamed else STREAM_BYTES):
             await self._stream()
+
+    def _begin_copy(self, portal: Portal, run: Run) -> None:
+        """Tell the client once that rows of a COPY follow."""
+        if portal.copy is not None and run.copied is None:
+            run.copied = 0
+            self.out += portal.copy.begin()
 
     async def _release(self, step: Step, run: Run) -> None:
         """Transform the rows that were gathered, and add them to what the client receives."""
@@ -606,7 +628,7 @@ class Relay:
         decoded = [n for n, result in enumerate(plan.results) if result is not None and result.transformation]
         for row in released:
             run.decoded += sum(1 for n in decoded if row[n] is not None)
-            message = encode_data_row(row)
+            message = encode_data_row(row) if portal.copy is None else _copied(portal.copy, run, row)
             self._count(run, len(message))
             if self._refusal is not None:
                 return
@@ -637,6 +659,10 @@ class Relay:
             if portal is not None:
                 portal.done = True
             if run is not None:
+                if portal is not None and portal.copy is not None:
+                    complete = CommandComplete(f"COPY {run.rows}")
+                    self._begin_copy(portal, run)
+                    self.out += portal.copy.end(first=not run.copied)
                 run.tag = complete.tag
                 limit = run.portal.prepared.limits.rows
                 if step.plan is not None and step.plan.writes:
@@ -784,6 +810,13 @@ def judge(server: dict[str, str], plan: Plan | None, timed_out: float | None) ->
             hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
         )
     return refusal, plan is not None and (missing == "grille_catalogue_changed" or _is_stale(server))
+
+
+def _copied(copy: CopyOut, run: Run, values: Sequence[bytes | None]) -> bytes:
+    """One row of a COPY."""
+    row = copy.row(values, first=not run.copied)
+    run.copied = (run.copied or 0) + 1
+    return row
 
 
 @functools.lru_cache(maxsize=256)

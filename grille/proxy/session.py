@@ -914,6 +914,8 @@ class Session:
         portal.encoded = sum(portal.wire[1][slot.parameter] is not None for slot in prepared.plan.encode)
         if prepared.plan.swallow_rows:
             portal.result_formats = ()
+        if portal.copy is not None:
+            portal.result_formats = (1,) if portal.copy.binary else ()
         return portal
 
     async def _describe(self, message: Describe) -> None:

@@ -53,7 +53,7 @@ row_filter := true if "all-rows" in scopes else := {
 	"value": input.identity.attributes.bid,
 }
 
-card_read := "clear" if "clear-card" in scopes else := "token"
+card_read := "clear" if "clear-card" in scopes else := "mask:last4" if "mask-card" in scopes else := "token"
 
 columns := {"public.pgbench_accounts.card": {"read": card_read, "predicate": "equality", "write": "deny"}} if {
 	not passthrough

@@ -246,7 +246,7 @@ class World:
                 [sys.executable, "-m", "grille", "serve", "--config", str(config)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self._stack.callback(_stop, process)
+        self._stack.callback(stop, process)
         self.port = 0
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline and not self.port:
@@ -362,32 +362,32 @@ class World:
                 "role": "grille_app", "tls": "off", "catalog_poll": 0.2, "functions": list(FUNCTIONS),
                 "pool_size": 4, "read_pipes": 1, "definitions": self._approved(real), **more,
             }  # fmt: skip
-            return _section("[[databases]]", entries)
+            return section("[[databases]]", entries)
 
         middle = {"host": "localhost", "port": self.middle.port, "tls": "verify-full", "ca": str(self.bundle)}
         sections = [
-            _section("[listener]", {"port": 0, "certificate": "grille.pem", "key": "grille.key",
+            section("[listener]", {"port": 0, "certificate": "grille.pem", "key": "grille.key",
                                     "max_message_bytes": 1 << 20,
                                     "idle_message_timeout": 1.0, "handshake_timeout": 5.0}),
-            _section("[admin]", {"port": 0}),
-            _section("[process]", {"workers": 1, "drain_seconds": 1.0}),
-            _section("[[trust_domains]]", {"name": TRUST_DOMAIN, "bundle": "ca.pem"}),
+            section("[admin]", {"port": 0}),
+            section("[process]", {"workers": 1, "drain_seconds": 1.0}),
+            section("[[trust_domains]]", {"name": TRUST_DOMAIN, "bundle": "ca.pem"}),
             database("whole", "whole"),
             database("visible", "visible"),
             database("switch", "switch"),
             database("slow", "whole", catalog_poll=3600.0),
             database("middle", "whole", **middle),
-            _section("[[keys]]", {"name": "fpe", "file": "fpe.hex"}),
-            *(_section("[[transformations]]", {"name": t.name, "kind": t.kind, "alphabet": t.alphabet,
+            section("[[keys]]", {"name": "fpe", "file": "fpe.hex"}),
+            *(section("[[transformations]]", {"name": t.name, "kind": t.kind, "alphabet": t.alphabet,
                                                "template": t.template, "token_domain": t.token_domain, "key": t.key})
               for t in TRANSFORMATIONS),
-            *(_section("[[columns]]", {"name": name} | ({"transformation": kind} if kind else {}))
+            *(section("[[columns]]", {"name": name} | ({"transformation": kind} if kind else {}))
               for name, kind in COLUMNS.items()),
-            *(_section("[[identities]]", {"spiffe_id": _spiffe_id(name), "database": where})
+            *(section("[[identities]]", {"spiffe_id": _spiffe_id(name), "database": where})
               + f"attributes = {{ branch = {json.dumps(branch)} }}\n"
               for name, (where, branch) in AGENTS.items()),
-            _section("[policy]", {"bundle": "policy.tar.gz", "reload_poll": 0.1}),
-            _section("[audit]", {"directory": "audit", "signing_key": "signing.pem", "reads": "process",
+            section("[policy]", {"bundle": "policy.tar.gz", "reload_poll": 0.1}),
+            section("[audit]", {"directory": "audit", "signing_key": "signing.pem", "reads": "process",
                                  "writes": "process"}),
         ]  # fmt: skip
         return "\n".join(sections)
@@ -516,7 +516,7 @@ def settings() -> tuple[str, ...]:
     return ("autovacuum=off", "log_error_verbosity=terse")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(DEADLINE)
@@ -525,7 +525,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _section(header: str, entries: dict[str, object]) -> str:
+def section(header: str, entries: dict[str, object]) -> str:
     return header + "\n" + "".join(f"{name} = {_value(value)}\n" for name, value in entries.items())
 
 

@@ -161,7 +161,7 @@ def test_psql(window: Window) -> None:
         SHOW TimeZone;
         SELECT name FROM customers ORDER BY id LIMIT 1;
         SELECT name FROM customers WHERE ssn LIKE '9%';
-        COPY customers TO STDOUT;
+        COPY customers TO '/tmp/customers';
         SELECT 'still here';
     """
     done = subprocess.run(
@@ -509,7 +509,7 @@ async def test_asyncpg(window: Window, direct: bool) -> None:
             await connection.fetch("SELECT 1/$1::int", 0)
         assert await connection.fetchval("SELECT 1") == 1
         with pytest.raises(asyncpg.FeatureNotSupportedError):
-            await connection.copy_from_table("customers", output=lambda data: None)
+            await connection.execute("COPY customers FROM '/tmp/x'")
         await connection.execute("SET TimeZone = 'Asia/Tokyo'")
         await connection.reset()
         assert await connection.fetchval("SHOW TimeZone") == "UTC"
@@ -603,6 +603,79 @@ async def test_sqlalchemy_with_asyncpg(window: Window) -> None:
             assert (await connection.execute(query)).scalar_one() == person.name
     finally:
         await engine.dispose()
+
+
+# COPY
+
+
+def test_psycopg_copies_what_it_may_read(window: Window) -> None:
+    query = "SELECT id, name, ssn, card_number, created FROM customers ORDER BY id"
+    with psycopg.connect(**window.parameters(SERVICE), autocommit=True) as connection:
+        rows = connection.execute(query).fetchall()
+        assert len(rows) == len(window.ours) > 0
+        with connection.cursor().copy(f"COPY ({query}) TO STDOUT") as copy:
+            copied = list(copy.rows())
+        assert copied == [tuple(None if v is None else str(v) for v in row) for row in rows]
+        with connection.cursor().copy(f"COPY ({query}) TO STDOUT (FORMAT binary)") as copy:
+            copy.set_types(["int8", "text", "text", "text", "date"])
+            assert list(copy.rows()) == rows
+        with connection.cursor().copy("COPY customers (id, name) TO STDOUT (FORMAT csv, HEADER)") as copy:
+            lines = b"".join(copy).decode().splitlines()
+        assert lines[0] == "id,name" and sorted(lines[1:]) == sorted(f"{row[0]},{row[1]}" for row in rows)
+        for person in window.ours[:3]:
+            with connection.cursor().copy(
+                f"COPY (SELECT name FROM customers WHERE id = {person.id}) TO STDOUT"
+            ) as copy:
+                assert list(copy.rows()) == [(person.name,)]
+        with connection.cursor().copy("COPY (SELECT id FROM customers WHERE false) TO STDOUT") as copy:
+            assert list(copy.rows()) == []
+        for sql, state in (
+            ("COPY customer_export TO STDOUT", "42501"),
+            ("COPY (SELECT ssn || 'x' FROM customers) TO STDOUT", "42501"),
+            ("COPY (SELECT 1 / (id - id) FROM customers) TO STDOUT", "22012"),
+            ("COPY (SELECT id FROM customers) TO STDOUT (FORMAT csv, ENCODING 'latin1')", "0A000"),
+        ):
+            with pytest.raises(psycopg.Error) as caught, connection.cursor().copy(sql) as copy:
+                list(copy)
+            assert caught.value.sqlstate == state, sql
+        assert connection.execute("SELECT count(*) FROM customers").fetchone() == (len(rows),)
+        with (
+            connection.transaction(),
+            connection.cursor().copy("COPY (SELECT count(*) FROM customers) TO STDOUT") as copy,
+        ):
+            assert list(copy.rows()) == [(str(len(rows)),)]
+
+
+async def test_asyncpg_copies_what_it_may_read(window: Window) -> None:
+    connection = await asyncpg.connect(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(SERVICE)
+    )
+    taken: list[bytes] = []
+
+    async def take(data: bytes) -> None:
+        taken.append(data)
+
+    try:
+        person = window.ours[0]
+        told = await connection.copy_from_query(
+            "SELECT id, name FROM customers WHERE id = $1", person.id, output=take, format="csv"
+        )
+        assert told == "COPY 1" and b"".join(taken).decode() == f"{person.id},{person.name}\n"
+        taken.clear()
+        assert await connection.copy_from_table("customers", columns=["id"], output=take) == f"COPY {len(window.ours)}"
+        assert sorted(map(int, b"".join(taken).split())) == sorted(each.id for each in window.ours)
+        statement = await connection.prepare("COPY (SELECT id FROM customers) TO STDOUT")
+        assert statement.get_attributes() == ()
+    finally:
+        await connection.close()
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql_copies_what_it_may_read(window: Window, tmp_path: Path) -> None:
+    place = " ".join(f"{key}='{value}'" for key, value in window.parameters(SERVICE).items())
+    told = described(f"\\copy customers (id, name) to '{tmp_path}/out.csv' csv", place)
+    assert told.strip() == ""
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == len(window.ours)
 
 
 # What tools ask about the database

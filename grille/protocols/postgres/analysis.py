@@ -36,6 +36,7 @@ UNKNOWN: Final = 705
 BPCHAR: Final = 1042
 VARCHAR: Final = 1043
 NUMERIC: Final = 1700
+RECORD: Final = 2249
 TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
 FIRST_USER_OID: Final = 16384
 MAX_COLUMNS: Final = 1664
@@ -251,6 +252,8 @@ class Item:
     fenced: bool = False
     schema: str = ""
     """Of a catalogue relation."""
+    whole: bool = False
+    """It is read as a whole row somewhere."""
 
     @property
     def qualified(self) -> str:
@@ -327,6 +330,14 @@ class RelationSite:
 
 
 @dataclass(slots=True)
+class RowSite:
+    """A reference to a whole row of a governed relation, to be put together from its columns."""
+
+    node: Node
+    item: Item
+
+
+@dataclass(slots=True)
 class QualSite:
     """A condition that is not leakproof and must not see hidden rows."""
 
@@ -378,7 +389,7 @@ class Binding:
     """How many; more than one for an IN list."""
 
 
-Site = RelationSite | QualSite | FenceSite | LiteralSite | WriteSite
+Site = RelationSite | RowSite | QualSite | FenceSite | LiteralSite | WriteSite
 
 
 class Analysis:
@@ -881,6 +892,7 @@ class Analyzer:
             return
         if label is None:
             self._unlabelled(value, self._expression(value, scope))
+            self._unchecked(value, column)
         elif not self._encode_operand(value, label):
             info = self._expression(value, scope)
             if info.label is None or not _alike(info.label, label):
@@ -889,6 +901,23 @@ class Analyzer:
                     f'Column "{relation.name}.{name}" is stored tokenized: it takes a constant, a parameter or NULL.',
                     hint="Compute the value before you send it, then pass it as a quoted constant or a parameter.",
                 )
+
+    def _unchecked(self, value: Node, column: Column) -> None:
+        """Give a parameter that is stored in a column of a domain the domain's base type.
+
+        A constant is checked by its domain for each row that gets it; a parameter of the domain's type is checked when
+        it is bound, also if no row is found.
+        """
+        kind = self._catalog.types.get(self._base(column.type_oid))
+        if kind_of(value) != "param_ref" or kind is None or kind.oid == column.type_oid:
+            return
+        number = value.param_ref.number
+        if number <= len(self._parameter_types) and self._parameter_types[number - 1] not in (0, UNKNOWN):
+            return
+        reference = pb.Node()
+        reference.CopyFrom(value)
+        value.CopyFrom(tree.cast(reference, kind.schema, kind.name))
+        self._built(value)
 
     def _assign_field(self, relation: Relation, name: str, source: Field) -> None:
         if relation.column(name) is None:
@@ -1090,7 +1119,7 @@ class Analyzer:
             for item in items:
                 if item.kind == "derived":
                     self._result.sites.append(FenceSite(item))
-            guarded = tuple(item for item in items if item.kind != "derived")
+            guarded = tuple(item for item in items if item.kind not in ("derived", "function"))
             if guarded:
                 self._result.sites.append(QualSite(None, guarded, "full"))
         elif one.origin is not None and other.origin is not None:
@@ -1217,11 +1246,14 @@ class Analyzer:
         self._closed(reference)
         self._here = reference.location
         parts = [part.string.sval if kind_of(part) == "string" else "*" for part in reference.fields]
+        if parts[-1] == "*" and len(parts) > 1 and "*" not in parts[:-1]:
+            _own_identifier(*parts[:-1])
+            return self._whole_row(node, self._find_item(parts[:-1], scope))
         if "*" in parts:
             raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
         _own_identifier(*parts)
         if len(parts) == 1:
-            return self._unqualified(parts[0], scope)
+            return self._unqualified(node, parts[0], scope)
         name = parts[-1]
         item = self._find_item(parts[:-1], scope)
         found = self._column_of(item, name)
@@ -1231,7 +1263,7 @@ class Analyzer:
         self._touch(item, name, predicate=self._in_predicate)
         return _Info(found.type, found.label, found.plain)
 
-    def _unqualified(self, name: str, scope: Scope) -> _Info:
+    def _unqualified(self, node: Node, name: str, scope: Scope) -> _Info:
         level: Scope | None = scope
         while level is not None:
             matches = [entry for entry in level.namespace.entries if entry.name == name]
@@ -1247,15 +1279,38 @@ class Analyzer:
                 for owner in entry.owners:
                     self._touch(owner, name, predicate=self._in_predicate)
                 return _Info(entry.field.type, entry.field.label, entry.field.plain)
-            if any(item.name == name for item in level.namespace.items):
-                raise Refusal(
-                    "ST-02",
-                    f'A reference to the whole row of "{name}" is not supported.',
-                    sqlstate="0A000",
-                    hint="Name the columns that you need.",
-                )
+            level = level.parent
+        level = scope
+        while level is not None:
+            items = [item for item in level.namespace.items if item.name == name]
+            if len(items) > 1:
+                raise Refusal("ST-03", f'Table name "{name}" is specified more than once.', sqlstate="42712")
+            if items:
+                return self._whole_row(node, items[0])
             level = level.parent
         raise unavailable_column(name)
+
+    def _whole_row(self, node: Node, item: Item) -> _Info:
+        """A whole row, as a record of the columns that the agent could name one by one."""
+        if item.kind not in ("relation", "target", "derived", "catalogue"):
+            raise _unsupported(f'A reference to the whole row of "{item.name}"')
+        if any(f.label is not None for f in item.fields):
+            raise Refusal(
+                "CO-03",
+                f'"{item.name}" has tokenized columns, so its rows cannot be taken whole.',
+                hint="Name the columns that you need.",
+            )
+        _distinct([f.name for f in item.fields])
+        for f in item.fields:
+            self._touch(item, f.name, predicate=self._in_predicate)
+        item.whole = True
+        if item.relation is not None:
+            self._result.sites.append(RowSite(node, item))
+        elif kind_of(node.column_ref.fields[-1]) == "a_star":
+            reference = tree.column(item.name)
+            node.CopyFrom(reference)
+        self._built(node)
+        return _Info(RECORD, None, False)
 
     def _find_item(self, parts: Sequence[str], scope: Scope) -> Item:
         name = parts[-1]
@@ -1317,8 +1372,10 @@ class Analyzer:
         _own_identifier(target.name)
         references, self._references = self._references, {}
         name = target.name or _figure_name(target.val)
+        sites = len(self._result.sites)
         info = self._expression(target.val, scope)
-        if not target.name and _figure_name(target.val) != name:
+        rebuilt = any(isinstance(site, RowSite) for site in self._result.sites[sites:])
+        if not target.name and (rebuilt or _figure_name(target.val) != name):
             target.name = name  # it is another expression now, whose name would show
         self._references = {**references, **self._references}
         return Field(name, info.type, info.label, info.leakproof, target.val)
@@ -1539,17 +1596,30 @@ class Analyzer:
         """Refuse a grouping that leaves out a column which only a key of its relation could determine."""
         if not select.group_clause:
             return
-        named = set()
-        for node in select.group_clause:
+        grouped: list[Node] = []
+        ahead = list(select.group_clause)
+        while ahead:
+            node = ahead.pop()
+            if kind_of(node) in ("grouping_set", "row_expr"):
+                ahead += node.grouping_set.content if kind_of(node) == "grouping_set" else node.row_expr.args
+                continue
             outputs: list[Field] = []
             if kind_of(node) == "a_const":
                 outputs = list(fields[node.a_const.ival.ival - 1 :][:1])
             elif kind_of(node) == "column_ref":
                 outputs = [f for f in fields if f.name == node.column_ref.fields[-1].string.sval]
-            for expression in (node, *(f.node for f in outputs if f.node is not None)):
-                named |= {
-                    part.fields[-1].string.sval for part in tree.walk(expression) if part.DESCRIPTOR.name == "ColumnRef"
-                }
+            grouped += [node, *(f.node for f in outputs if f.node is not None)]
+        named = {name for node in grouped for name in _columns_in(node)}
+        # Of an expression that is grouped by, the columns are determined there and nowhere else.
+        alone = {node.column_ref.fields[-1].string.sval for node in grouped if kind_of(node) == "column_ref"}
+        texts = {tree.without_positions(node) for node in grouped}
+        beside = {
+            name
+            for f in fields
+            if f.node is not None and tree.without_positions(f.node) not in texts
+            for name in _columns_in(f.node)
+        }
+        named -= beside - alone
         for item, name in dict.fromkeys(self._bare):
             own = item.kind == "relation" and item in scope.namespace.items
             if own and name not in named and item.relation is not None and item.relation.unique_keys:
@@ -1948,6 +2018,7 @@ class Analyzer:
         counting = schema in (None, "pg_catalog") and name == "count"
         infos: list[_Info] = []
         bare = len(self._bare)
+        references, self._references = self._references, {}
         for argument in message.args:
             if kind_of(argument) == "named_arg_expr":
                 raise _unsupported("A named argument")
@@ -1965,6 +2036,8 @@ class Analyzer:
             self._sort(message.agg_order, scope, ())
         if message.HasField("agg_filter"):
             self._expression_bool(message.agg_filter, scope)
+        read = self._references
+        self._references = {**references, **read}
         if message.HasField("over"):
             self._window(message.over, scope)
         arguments = () if message.agg_star else tuple(info.type for info in infos)
@@ -1987,7 +2060,11 @@ class Analyzer:
         if lookup is not None:
             return self._looked_up(node, message, lookup, candidates[0])
         aggregate = any(c.kind in "aw" for c in candidates)
-        if aggregate and not message.HasField("over"):
+        grouped = aggregate and not message.HasField("over")
+        if grouped and read and not any(item in read for item in scope.namespace.items):
+            # It belongs to the outer query, whose rows a guard in here could no longer look at.
+            raise _unsupported("An aggregate over columns of an outer query alone")
+        if grouped:
             del self._bare[bare:]
         self._result.aggregated = self._result.aggregated or (self._outermost and aggregate)
         volatile = any(c.volatility == "v" for c in candidates)
@@ -2400,6 +2477,12 @@ def _function_refusal(name: str) -> Refusal:
 
 def _unsupported(what: str) -> Refusal:
     return Refusal("ST-02", f"{what} is not supported.", sqlstate="0A000")
+
+
+def _columns_in(node: Node) -> set[str]:
+    """Names of the columns that an expression reads."""
+    references = (part for part in tree.walk(node) if part.DESCRIPTOR.name == "ColumnRef")
+    return {part.fields[-1].string.sval for part in references}
 
 
 def _distinct(names: Sequence[object]) -> None:

@@ -27,7 +27,7 @@ argument, no catalogue text, no session state, no system information.  Not on th
 * sizes and statistics: pg_*_size, pg_column_*, pg_stat_get_*, pg_sequence_*, pg_partition_*, pg_lock_status;
 * large values from small arguments: repeat, array_fill;
 * XML: its parser is a library with a history, and xpath reads documents that this proxy does not follow;
-* records with columns that this proxy does not follow: json_each, json_to_record, json_populate_record, row_to_json;
+* records with columns that this proxy does not follow: json_each, json_to_record, json_populate_record;
 * input, output, support, transition, index, estimator, trigger and handler functions: never called by name.
 
 Before a row filter (`LEAKPROOF`) may run only comparisons that tell nothing of their arguments but their result.  The
@@ -346,7 +346,8 @@ PURE: Final[dict[str, str]] = {
     jsonb_path_query_array_tz(jsonb,jsonpath,jsonb,bool) jsonb_path_query_first(jsonb,jsonpath,jsonb,bool)
     jsonb_path_query_first_tz(jsonb,jsonpath,jsonb,bool) jsonb_path_query_tz(jsonb,jsonpath,jsonb,bool)
     jsonb_pretty(jsonb) jsonb_set(jsonb,_text,jsonb,bool) jsonb_set_lax(jsonb,_text,jsonb,bool,text)
-    jsonb_strip_nulls(jsonb|jsonb,bool) jsonb_typeof(jsonb) to_json(anyelement) to_jsonb(anyelement)
+    jsonb_strip_nulls(jsonb|jsonb,bool) jsonb_typeof(jsonb) row_to_json(record|record,bool) to_json(anyelement)
+    to_jsonb(anyelement)
     """,
     # Network addresses; the session's own (inet_client_addr, ...) are left out.
     "network": """

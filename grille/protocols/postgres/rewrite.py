@@ -24,6 +24,7 @@ from grille.protocols.postgres.analysis import (
     LiteralSite,
     QualSite,
     RelationSite,
+    RowSite,
     WriteSite,
     placed,
     unavailable_relation,
@@ -35,6 +36,8 @@ from grille.protocols.postgres.tree import Node
 ROW_CHECK: Final = "grille_row_check"
 """Undotted, so that no SET, set_config or startup option can ever define it; reading it raises 42704."""
 CATALOGUE_CHANGED: Final = "grille_catalogue_changed"
+
+_ROW: Final = "grille:row"
 
 _OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
@@ -203,6 +206,9 @@ class _Rewrite:
         literals = [site for site in analysis.sites if isinstance(site, LiteralSite)]
         for literal in literals:
             self._literal(literal)
+        for row in analysis.sites:
+            if isinstance(row, RowSite):
+                self._row(row)
         leaky = {id(item) for site in analysis.sites if isinstance(site, QualSite) for item in site.items}
         for site in analysis.sites:
             if isinstance(site, RelationSite):
@@ -431,7 +437,7 @@ class _Rewrite:
         condition = self._condition(item, qualifier=())
         if condition is not None:
             targets.append(tree.target(tree.is_true(_copy(condition)), self._ok(item)))
-        elif not targets:
+        elif item.whole or not targets:
             targets.append(tree.target(tree.boolean_constant(True), self._ok(item)))
         pin = _pin(relation)
         where = pin if condition is None else tree.both([condition, pin])
@@ -444,6 +450,22 @@ class _Rewrite:
                 )
             )
         )
+
+    def _row(self, site: RowSite) -> None:
+        """``(SELECT r FROM (SELECT p.a, p.b) r)``; NULL for a row that an outer join has filled up."""
+        item = site.item
+        columns = [tree.target(tree.column(item.name, f.name)) for f in item.fields]
+        alias = pb.Alias(aliasname=_ROW)
+        query = pb.Node(select_stmt=tree.subselect(columns, None, None, fence=False))
+        source = pb.Node(range_subselect=pb.RangeSubselect(subquery=query, alias=alias))
+        select = tree.subselect([tree.target(tree.column(_ROW))], source, None, fence=False)
+        row = pb.Node(sub_link=pb.SubLink(sub_link_type=pb.EXPR_SUBLINK, subselect=pb.Node(select_stmt=select)))
+        if item.kind == "relation":
+            there = pb.Node(
+                null_test=pb.NullTest(arg=tree.column(item.name, self._ok(item)), nulltesttype=pb.IS_NOT_NULL)
+            )
+            row = pb.Node(case_expr=pb.CaseExpr(args=[pb.Node(case_when=pb.CaseWhen(expr=there, result=row))]))
+        site.node.CopyFrom(row)
 
     def _masked_in_sql(self, item: Item, name: str) -> bool:
         """True if the agent sees this column through a mask that the rewritten statement applies."""
@@ -549,7 +571,10 @@ class _Rewrite:
                 )
             clause = statement.on_conflict_clause
             own = _copy(clause.where_clause) if clause.HasField("where_clause") else tree.boolean_constant(True)
-            clause.where_clause.CopyFrom(tree.case(_copy(condition), own, _raise(ROW_CHECK)))
+            proposed = self._condition(item, qualifier=("excluded",))
+            assert proposed is not None  # noqa: S101
+            # As under native row security, a row that may not be written may not be proposed either.
+            clause.where_clause.CopyFrom(tree.case(tree.both([_copy(condition), proposed]), own, _raise(ROW_CHECK)))
         if site.action in ("insert", "update") and condition is not None:
             check = tree.target(tree.case(condition, tree.boolean_constant(True), _raise(ROW_CHECK)), "grille:check")
             existing = [_copy(node) for node in statement.returning_clause.exprs] if site.has_returning else []

@@ -7,7 +7,7 @@ command is answered by the proxy.  Everything else is refused by kind (ST-05).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,9 +15,10 @@ from postgast import PgQueryError, deparse, normalize, parse, scan
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
-from grille.protocols.postgres import commands
+from grille.protocols.postgres import commands, copy
 from grille.protocols.postgres.analysis import Analysis, Analyzer, Sensitive
 from grille.protocols.postgres.commands import SessionCommand
+from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.lexer import Lexed
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
@@ -60,7 +61,7 @@ _REFUSED: Final = {
     "truncate_stmt": "TRUNCATE",
 }
 _HINTS: Final = {
-    "copy_stmt": "Use SELECT to read and INSERT with several rows to write.",
+    "copy_stmt": "Use INSERT with several rows to write.",
     "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
     **dict.fromkeys(
         ("listen_stmt", "notify_stmt"),
@@ -76,6 +77,8 @@ class ParsedStatement(msgspec.Struct, frozen=True):
     command: SessionCommand | None
     node: Any
     """The statement's Node if `command` is None; used up by one analysis."""
+    copy: CopyOut | None = None
+    """The node is the query of a COPY TO STDOUT, whose rows are written so."""
 
     @property
     def action(self) -> str:
@@ -122,7 +125,16 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
     statements = raw_statements(text, limit=limit)
     if not statements:
         return [ParsedStatement(SessionCommand("empty"), None)]
-    return [classify(raw, text) for raw in statements]
+    return [_governed(raw, text) for raw in statements]
+
+
+def _governed(raw: Any, text: str) -> ParsedStatement:
+    """What one statement of a governed session is.  Raises `Refusal`."""
+    node = raw.stmt
+    if kind_of(node) != "copy_stmt" or node.copy_stmt.is_from or node.copy_stmt.filename:
+        return classify(raw, text)
+    query, options = copy.out(node.copy_stmt)
+    return ParsedStatement(None, query, options)
 
 
 def raw_statements(text: str, *, limit: int) -> list[Any]:
@@ -399,6 +411,9 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
     """
     by_offset = {constant.offset: index for index, constant in enumerate(lexed.constants)}
     signs = lexed.signs(text)
+    tree = parse(text)
+    selects = (message for message in walk(tree) if message.DESCRIPTOR.name == "SelectStmt")
+    repeated = {place for select in selects for place in _repeated(select)}
     wanted: set[int] = set()
     signed: set[int] = set()
 
@@ -408,6 +423,8 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
         if node.a_const.WhichOneof("val") not in ("ival", "fval", "sval"):
             return
         location = node.a_const.location
+        if location in repeated:
+            return
         index = by_offset.get(location)
         if index is None:
             index = signs.get(location)  # the grammar has made the minus a part of the number
@@ -417,7 +434,7 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
         if lexed.constants[index].kind != "EDGE":
             wanted.add(index)
 
-    for message in walk(parse(text)):
+    for message in walk(tree):
         name = message.DESCRIPTOR.name
         if name == "A_Expr":
             _offer_comparison(message, offer)
@@ -430,6 +447,32 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
                 offer(target.res_target.val)
                 _offer_arithmetic(target.res_target.val, offer)
     return frozenset(wanted), frozenset(signed)
+
+
+def _repeated(select: Any) -> Iterator[int]:
+    """Where the constants of expressions stand that PostgreSQL compares with each other.
+
+    It compares those of GROUP BY with the select list, HAVING and ORDER BY, and those of DISTINCT with ORDER BY; two
+    parameters are never the same expression.
+    """
+    keys = [*select.group_clause, *(key for key in select.distinct_clause if kind_of(key))]
+    if select.distinct_clause:
+        keys += [key.sort_by.node for key in select.sort_clause]
+    if not any(_computed(key, select.target_list) for key in keys):
+        return
+    for clause in (keys, select.target_list, [select.having_clause], select.sort_clause, select.window_clause):
+        for node in clause:
+            yield from (part.location for part in walk(node) if part.DESCRIPTOR.name == "A_Const")
+
+
+def _computed(key: Node, targets: Sequence[Node]) -> bool:
+    """True if a key of GROUP BY or ORDER BY is more than a column, or names a place of the list that is more."""
+    if kind_of(key) == "a_const" and key.a_const.WhichOneof("val") == "ival":
+        number = key.a_const.ival.ival
+        if not 1 <= number <= len(targets):
+            return False
+        key = targets[number - 1].res_target.val
+    return kind_of(key) != "column_ref"
 
 
 def _offer_arithmetic(node: Node, offer: Any) -> None:

@@ -28,6 +28,11 @@ def kind_of(node: Node) -> str:
 
 def strip_positions(message: Any) -> None:
     """Remove every source position below `message`, in place."""
+    if message.DESCRIPTOR.name == "Node":
+        kind = message.WhichOneof("node")
+        if kind:
+            strip_positions(getattr(message, kind))
+        return
     for field, value in message.ListFields():
         if field.name in POSITIONS:
             message.ClearField(field.name)
@@ -44,6 +49,14 @@ def same_tree(left: Any, right: Any) -> bool:
     strip_positions(left)
     strip_positions(right)
     return bool(left == right)
+
+
+def without_positions(message: Any) -> bytes:
+    """The message, serialized without source positions: equal for equal expressions."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    strip_positions(copy)
+    return bytes(copy.SerializeToString(deterministic=True))
 
 
 def walk(message: Any) -> Iterator[Any]:

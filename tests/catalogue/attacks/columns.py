@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from grille.protocols.postgres.messages import Bind, Execute, Parse, Sync
+from grille.protocols.postgres.messages import Bind, Execute, Parse, Query, Sync
 from tests.catalogue.attacks import drift
 from tests.catalogue.world import World, clear_ssn, ssn
 
@@ -25,6 +25,32 @@ def binary_results_are_masked(world: World) -> None:
     with world.connect("a") as connection:
         rows = connection.cursor(binary=True).execute(text).fetchall()
         assert rows == [(3, ssn(3), "u***@bank.example", None, None)], rows
+
+
+def copies_show_what_a_select_shows(world: World) -> None:
+    with world.connect("a") as connection:
+        for query in (
+            "SELECT * FROM people",
+            "SELECT ssn, email, id FROM people ORDER BY id",
+            "TABLE part",
+            "TABLE drift",
+        ):
+            rows = connection.execute(query).fetchall()
+            shown = [tuple(None if v is None else str(v) for v in row) for row in rows]
+            with connection.cursor().copy(f"COPY ({query}) TO STDOUT") as copy:
+                assert list(copy.rows()) == shown, query
+        with connection.cursor().copy("COPY people (id, ssn) TO STDOUT (FORMAT csv)") as copy:
+            lines = b"".join(copy).decode().split()
+        assert lines == [f"{n},{ssn(n)}" for n in range(1, 21)], lines
+    for text in ("COPY people TO STDOUT", "COPY people TO STDOUT (FORMAT binary)", "COPY kid TO STDOUT",
+                 "COPY (SELECT p, q FROM drift p, drift q) TO STDOUT (FORMAT csv, FORCE_QUOTE *)"):  # fmt: skip
+        for simple in (True, False):
+            with world.wire("a") as wire:
+                sent = [Query(text)] if simple else [Parse("", text), Bind("", "", (), ()), Execute(""), Sync()]
+                reply = wire.ask(*sent)
+                told = b"".join(payload for _, payload in reply.messages)
+                assert not any(canary in told for canary in world.canaries), reply
+                assert b"hidden" not in told, reply
 
 
 def what_the_decision_does_not_name_is_masked(world: World) -> None:

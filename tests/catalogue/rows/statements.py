@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from tests.catalogue.attacks import rows, wire
+from tests.catalogue.attacks import columns, rows, wire
 from tests.catalogue.cases import NATIVE, SAME, row, tells
 
 ROWS = [
@@ -68,10 +68,16 @@ ROWS = [
         why='DECLARE is rewritten, WITH HOLD and WHERE CURRENT OF are refused.',
     ),
     row(
-        'D8', 'COPY to the client', 'ST-05',
-        ('COPY people TO STDOUT', "ST-05"),
-        ("COPY (SELECT * FROM people) TO STDOUT", "ST-05"),
-        ("COPY people(ssn) TO STDOUT (FORMAT binary)", "ST-05"),
+        'D8', 'COPY to the client', 'RO-01',
+        columns.copies_show_what_a_select_shows,
+        ('COPY secrets TO STDOUT', "ST-03"),
+        ("COPY people (ssn, card) TO '/tmp/x' (FORMAT binary)", "ST-05"),
+        ("COPY (SELECT * FROM people) TO PROGRAM 'cat'", "ST-05"),
+        ("COPY people (email) TO STDOUT WHERE id = 77", "ST-01"),
+        ("COPY (DELETE FROM people RETURNING *) TO STDOUT", "ST-02"),
+        ("COPY (SELECT ssn || 'x' FROM people) TO STDOUT", "CO-03"),
+        ("COPY part TO STDOUT", "ST-02"),
+        why='It is a governed SELECT whose rows are written as COPY writes them.',
     ),
     row(
         'D9', "COPY to and from the server's files", 'ST-05',

@@ -198,3 +198,16 @@ SELECT c.id FROM customers c WHERE c.score IN (SELECT a.id % 100 FROM accounts a
 SELECT id FROM customers WHERE id = 42 FOR UPDATE
 SELECT id FROM customers WHERE lower(name) LIKE 'b%' ORDER BY id LIMIT 3 FOR SHARE
 SELECT count(*) FROM (SELECT 1 FROM customers) x
+SELECT score <> 6 AS other FROM customers GROUP BY 1 HAVING score <> 6 ORDER BY 1
+SELECT DISTINCT score = 6 FROM customers ORDER BY score = 6
+SELECT count(*) FROM generate_series(1, 9) a(n) NATURAL JOIN generate_series(4, 20) b(n) JOIN customers c ON c.id = n
+SELECT c.id, w.total FROM customers c JOIN LATERAL (SELECT sum(c.score) OVER (ORDER BY a.id) AS total FROM accounts a WHERE a.customer_id = c.id) w ON true ORDER BY 1, 2
+SELECT row_to_json(b) FROM branches b ORDER BY id
+SELECT json_agg(c ORDER BY id) FROM customers c WHERE score > 50
+SELECT c.id, a FROM customers c LEFT JOIN accounts a ON a.customer_id = c.id AND a.kind = 'loan' ORDER BY c.id, a.id
+SELECT count(c), count(c.*) FROM customers c
+SELECT x FROM (SELECT id, name FROM customers WHERE active) x ORDER BY x
+SELECT to_jsonb(c) ->> 'name' FROM customers c WHERE c::text LIKE '%Abel%' ORDER BY 1
+SELECT DISTINCT row_to_json(x)::text FROM (SELECT branch, note FROM customers) x ORDER BY 1
+SELECT c IS NULL, c IS NOT NULL, count(*) FROM customers c GROUP BY 1, 2 ORDER BY 1, 2
+SELECT (SELECT a FROM accounts a WHERE a.customer_id = c.id ORDER BY id LIMIT 1) FROM customers c ORDER BY c.id

@@ -24,3 +24,6 @@ INSERT INTO customers VALUES (9010, '0042', 'Positional', 3, 4, '2024-02-02', fa
 INSERT INTO customers (id, branch, name, score, balance, since, active) VALUES (42, '0042', 'Dup', 1, 1, '2024-01-01', true)
 UPDATE customers SET score = (SELECT max(score) FROM customers) WHERE id = 42 RETURNING score
 UPDATE customers SET name = DEFAULT WHERE id = 42
+INSERT INTO customers (id, branch, name) VALUES (42, '0007', 'x') ON CONFLICT (id) DO UPDATE SET name = 'y'
+INSERT INTO customers (id) VALUES (42) ON CONFLICT (id) DO UPDATE SET score = 1 WHERE excluded.score IS NULL
+INSERT INTO customers (id, branch, score) VALUES (42, '0042', 8) ON CONFLICT (id) DO UPDATE SET score = excluded.score RETURNING id, score
