@@ -246,7 +246,6 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
     ("SELECT 1 FROM acc HAVING true LIMIT 10", True, False, None),
     ("SELECT row_number() OVER () FROM acc LIMIT 10", True, False, None),
     ("SELECT (SELECT 1 UNION SELECT 1), count(*) FROM acc LIMIT 10", True, False, None),
-    ("SELECT (SELECT count(a.id)) FROM acc a LIMIT 10", True, False, None),
     ("SELECT 1 FROM (SELECT count(*) FROM acc) s LIMIT 10", True, False, 10),
     # Locks and writes
     ("SELECT bal FROM acc WHERE id = 1 FOR SHARE", False, True, None),
