@@ -85,7 +85,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """RFC 3339 with microseconds, UTC, at the start of the statement."""
     kind: Literal["statement", "session", "lifecycle"]
     name: str
-    """``statement``; ``connect``/``disconnect``/``refused``; ``start``/``stop``/``recovery``/``bundle``/..."""
+    """``statement``; ``connect``/``disconnect``/``refused``/``alert``; ``start``/``stop``/``recovery``/..."""
     worker: int
     sequence: int
     """Strictly increasing within one worker's chain, set by the spool."""
@@ -114,4 +114,4 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     stages: dict[str, int] = {}
     """Microseconds spent by stage: understand, decide, tokenize, upstream, audit, total."""
     text: str = ""
-    """For lifecycle records, and for statements that passed without being understood: a sentence."""
+    """For lifecycle records, alerts, and statements that passed without being understood: a sentence."""

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
+import grille.policies
 from grille.protocols.postgres.messages import (
     Bind,
     Describe,
@@ -42,6 +43,7 @@ from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster, embedded_binaries
 from grille.proxy.demo.config_files import BRANCH, FRAUD, SERVICE, Files, write_config, write_secrets
 from grille.tokenization.embedded import EmbeddedProvider
+from tests.bundles import packed, unpacked
 
 DEADLINE = 60.0
 SECONDS = 600.0 if os.environ.get("GRILLE_LONG") else 12.0
@@ -103,6 +105,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
         data = bank.make(customers=300, accounts=300, transactions=300)
         asyncio.run(load(cluster, files, data, EmbeddedProvider(bank.TRANSFORMATIONS, keys)))
         write_config(files, keys, Path(cluster.host), cluster.port)
+        without_limits(files)
         with files.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "grille", "serve", "--config", str(files.config)],
@@ -115,6 +118,21 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
             process.wait(DEADLINE)
     assert "Traceback" not in files.log.read_text()
     assert '"exception"' not in files.log.read_text()
+
+
+def without_limits(files: Files) -> None:
+    """The demo's policy, for agents that send more statements a minute than it allows."""
+    text = files.config.read_text()
+    shipped = Path(grille.policies.__file__).parent / "bundles" / "demo.tar.gz"
+    unlimited = unpacked(shipped.read_bytes())
+    data = json.loads(unlimited["data.json"])
+    for role in data["roles"].values():
+        role["limits"] = {"rows": 1000, "seconds": 10}
+    unlimited["data.json"] = json.dumps(data).encode()
+    bundle = files.directory / "policy.tar.gz"
+    bundle.write_bytes(packed(unlimited))
+    assert str(shipped) in text
+    files.config.write_text(text.replace(str(shipped), str(bundle)))
 
 
 class Talker:

@@ -405,7 +405,8 @@ def test_four_processes_at_once_never_exceed(node: Callable[..., Node]) -> None:
         child.stdin.write(b"\n")
         child.stdin.flush()
     answers = [child.communicate()[0].split() for child in children]
-    assert sum(int(counted) for counted, _ in answers) == 10_000
+    # One that ends early takes what is left of its last lease with it.
+    assert 10_000 - 4 * quota.MAX_LEASE <= sum(int(counted) for counted, _ in answers) <= 10_000
     period = max(bank.tables[0].numbers[bank.tables[0].find(quota._id("a")) + quota._PERIOD], 0)
     bank.seconds = period * STEP - quota.LATER
     assert bank.workers[0].keys("a") == 500
