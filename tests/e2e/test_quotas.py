@@ -548,7 +548,8 @@ async def test_revocation_ends_isolated_sessions(node: Node) -> None:
                 try:
                     return await node.session("revoked")
                 except Closed as refused:
-                    assert "28000" in str(refused)
+                    if "28000" not in str(refused):
+                        raise
 
     # Their cancel keys do not tell the worker.
     isolated = [await session() for _ in range(16)]
