@@ -296,6 +296,8 @@ class _Visible(msgspec.Struct):
     """OIDs of the types of the others."""
     expires: float
     """Monotonic time until which the answers hold."""
+    arrays: tuple[tuple[int, ...], ...] = ()
+    """The last three as they go with statements, which all hold these same ones."""
 
 
 class _Shape:
@@ -453,7 +455,8 @@ class Enforcement:
         except (Refusal, Unanswered, UnicodeDecodeError):
             return None
         (prepared,) = all_prepared
-        if prepared.understood.is_template != (values is not None) or prepared.understood.copy is not None:
+        understood = prepared.understood
+        if understood.is_template != (values is not None) or understood.copy is not None or understood.introspects:
             return None
         expires = time.monotonic() + READY_SECONDS
         verdict = prepared.verdict
@@ -982,9 +985,10 @@ class Enforcement:
             found.waiting.pop()
         if found.waiting:
             raise Unanswered(asyncio.ensure_future(asyncio.sleep(0)))
-        arrays = (tuple(found.relations), tuple(found.hidden), tuple(sorted(found.types)))
+        if not found.arrays:
+            found.arrays = (tuple(found.relations), tuple(found.hidden), tuple(sorted(found.types)))
         expires = min(verdict.expires, found.expires) if verdict.expires else 0.0
-        return msgspec.structs.replace(verdict, values=(*verdict.values, *arrays), expires=expires)
+        return msgspec.structs.replace(verdict, values=(*verdict.values, *found.arrays), expires=expires)
 
     def _governed_relations(self) -> list[RelationUse]:
         """Every relation that an agent could be allowed to read, with all its columns."""

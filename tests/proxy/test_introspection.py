@@ -328,3 +328,13 @@ def test_no_function_in_from_has_a_column_of_another_name(bench: Bench) -> None:
             except Refusal:
                 continue
             assert prepared.plan is not None and f"{function.name}.{own[function.name]}" in prepared.plan.sql, sql
+
+
+async def test_what_is_visible_is_kept_once_for_an_agent(bench: Bench) -> None:
+    found = []
+    for number in range(3):
+        (prepared,) = await bench.enforcement.prepare(bench.agent, f"SELECT relname, {number} + 0 FROM pg_class")
+        assert prepared.verdict is not None
+        found.append(prepared.verdict.values[-1])
+        assert bench.enforcement.ready(bench.agent, f"SELECT relname, {number} + 0 FROM pg_class".encode()) is None
+    assert found[0] is found[1] is found[2]
