@@ -146,7 +146,8 @@ ROWS = [
         'C15', 'RETURNING', 'CO-04',
         ("UPDATE people SET name = 'x' WHERE id = 3 RETURNING ssn", [("*****0003",)]),
         ("UPDATE people SET name = 'x' WHERE id = 3 RETURNING email", "CO-04"),
-        ('DELETE FROM people WHERE id = 3 RETURNING people', "ST-02"),
+        ('DELETE FROM people WHERE id = 3 RETURNING people', "CO-03"),
+        ("DELETE FROM drift WHERE id = 3 RETURNING drift", "CO-04"),
         ("UPDATE people SET name = 'x' WHERE id = 3 RETURNING old.ssn, new.name", "ST-03"),
         ("UPDATE people SET name = 'x' WHERE id = 3 RETURNING WITH (OLD AS o) o.name", "ST-02"),
         since(18, ("UPDATE people SET name = 'x' WHERE id = 3 RETURNING WITH (OLD AS o, NEW AS n) o.email", "ST-02")),
@@ -188,8 +189,10 @@ ROWS = [
         ("SELECT receiver FROM letters", SAME),
     ),
     row(
-        'C20', 'casts to the row type', 'ST-02',
-        ('SELECT (p::people).ssn FROM people p', "ST-02"),
+        'C20', 'casts to the row type', 'CO-03',
+        ('SELECT (p::people).ssn FROM people p', "CO-03"),
+        ("SELECT (d::drift).email FROM drift d", "ST-04"),
+        ("SELECT d::drift FROM drift d", "ST-04"),
         ("SELECT (ROW(1, '0042')::people).id", "ST-04"),
     ),
     row(
