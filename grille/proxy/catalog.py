@@ -10,10 +10,11 @@ import asyncio
 import hashlib
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import msgspec
+from asyncpg.pgproto import pgproto
 
 from grille.protocols.postgres.catalog import Cast, Catalog, Column, Function, Operator, Relation, Type, UniqueKey
 from grille.proxy.config import Database
@@ -126,6 +127,12 @@ ORDER BY o.oid
 _CASTS = """
 SELECT castsource, casttarget, castfunc, castcontext::text, castmethod::text FROM pg_catalog.pg_cast ORDER BY oid
 """
+
+READ_FAILURES: Final = (
+    OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, pgproto.BufferError,
+)  # fmt: skip
+"""What `connect` and `read_catalog` raise when the server cannot be read.  The last two are what asyncpg makes of a
+server that goes down while it logs in, or answers out of turn; they belong to none of the other families."""
 
 
 async def connect(database: Database) -> asyncpg.Connection:

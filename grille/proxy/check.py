@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Final, TextIO
 
-import asyncpg
-
 from grille.controls import Refusal
 from grille.policies.bundle import BundleReadError, read
 from grille.policies.wasm import BundleError, WasmEngine
@@ -17,7 +15,7 @@ from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.definitions import definitions_of
 from grille.protocols.postgres.purity import normal_signature
 from grille.proxy import keys
-from grille.proxy.catalog import connect, read_catalog
+from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
 from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.tls import CertificateError, Certificates
@@ -28,7 +26,6 @@ TEXT_LIKE: Final = "S"
 
 
 _SOON: Final = dt.timedelta(minutes=10)
-_FAILURES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _POWER: Final = """
 SELECT rolsuper AS "superuser", rolbypassrls AS "BYPASSRLS", rolreplication AS "REPLICATION",
        rolcreaterole AS "CREATEROLE" FROM pg_catalog.pg_roles WHERE rolname = current_user
@@ -208,14 +205,14 @@ async def _database(database: Database, report: Report) -> Catalog | None:
     )
     try:
         reader = await connect(database)
-    except _FAILURES as error:
+    except READ_FAILURES as error:
         report.fail(f"{item} catalogue", _reason(error), _connection_fix(database, _reason(error)))
         return None
     try:
         catalog = await read_catalog(reader)
         power = await reader.fetchrow(_POWER)
         encryption = await reader.fetchval(_ENCRYPTION)
-    except _FAILURES as error:
+    except READ_FAILURES as error:
         report.fail(f"{item} catalogue", _reason(error), f"Let {database.role} read pg_catalog, as every role may.")
         return None
     finally:

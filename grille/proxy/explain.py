@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import asyncpg
 import msgspec
 
 from grille.controls import Refusal
@@ -22,7 +21,7 @@ from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
-from grille.proxy.catalog import connect, read_catalog
+from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, Database
 from grille.proxy.enforcement import Enforcement, Prepared, answered, policy_input
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
@@ -52,7 +51,7 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
             catalog = await read_catalog(connection)
         finally:
             await connection.close()
-    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+    except READ_FAILURES as error:
         print(f'grille: database "{database.name}" cannot be read: {error}', file=sys.stderr)
         return 1
     async with contextlib.AsyncExitStack() as stack:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
 import msgspec
 from prometheus_client import Counter
 
@@ -31,7 +30,7 @@ from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.catalog import Catalog
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
-from grille.proxy.catalog import CatalogWatch
+from grille.proxy.catalog import READ_FAILURES, CatalogWatch
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent, Registry
@@ -312,7 +311,7 @@ class Worker:
         """Read a catalogue; a failure is noted, counted and logged, and the old snapshot stays."""
         try:
             await self._catalogs[name].refresh()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except READ_FAILURES as error:
             self.metrics.catalog_failures.labels(name).inc()
             problem = f"the catalogue cannot be read ({type(error).__name__})"
             if self._catalog_problems[name] != problem:

@@ -291,10 +291,17 @@ async def by_bind(connection: Connection, n: int) -> list[Result]:
 
 
 async def by_pipe(connection: Connection, n: int) -> list[Result]:
-    """Three units at once, the second of two statements."""
+    """Three units at once, the second of two statements.  What came before the session was ended counts."""
     one = extended(BY_KEY.format("$1"), n, types=(23,))
     connection.send(*one, SYNC, *one, *one, SYNC, *one, SYNC)
-    return [result for _ in range(3) for result in (await connection.unit()).results]
+    results: list[Result] = []
+    try:
+        for _ in range(3):
+            results += (await connection.unit()).results
+    except Closed:
+        if not results:
+            raise
+    return results
 
 
 @pytest.mark.parametrize(

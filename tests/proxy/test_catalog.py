@@ -12,7 +12,7 @@ import pytest
 
 from grille.protocols.postgres.catalog import Catalog, UniqueKey
 from grille.proxy.authority import Authority
-from grille.proxy.catalog import CatalogWatch, connect, read_catalog
+from grille.proxy.catalog import READ_FAILURES, CatalogWatch, connect, read_catalog
 from grille.proxy.config import Database
 from grille.proxy.demo.cluster import Cluster, debian_binaries
 
@@ -267,6 +267,38 @@ async def test_a_first_snapshot_that_cannot_be_read_leaves_nothing_in_force(pg18
     assert not watch.ready
     with pytest.raises(RuntimeError):
         watch.current  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"R\0\0\0\x08\0\0\0\x63",
+        b"R\0\0\0\x06\0\0",
+        b"R\0\0\0\x08\0\0\0\x05",
+        b"R\0\0\0\x08\0\0\0\0K\0\0\0\x04Z\0\0\0\x05I",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+async def test_a_server_that_answers_out_of_turn_is_one_that_cannot_be_read(answer: bytes) -> None:
+    """A server that goes down while asyncpg logs in ends in errors of several families, each met by the worker."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        watch = CatalogWatch(
+            Database(name="bank", host=host, port=port, database="x", role="x", tls="off", connect_timeout=5.0)
+        )
+        with pytest.raises(READ_FAILURES):
+            await watch.refresh()
+        assert not watch.ready
+        await watch.close()
 
 
 async def test_callers_that_wait_share_one_look(
