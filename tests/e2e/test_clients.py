@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import itertools
 import json
+import re
 import shutil
 import signal
 import socket
@@ -827,6 +828,51 @@ def test_pgjdbc(window: Window, pgjdbc: Path, mode: str) -> None:
         "done",
     ]
     assert len(written) == 2
+
+
+# what a denied agent reads
+
+
+def denials() -> list[list[str]]:
+    """The rows of the table in the reference: agent, statement, SQLSTATE, message, hint."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "errors.md").read_text()
+    section = page.partition("## What a denied agent reads")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith(("| assis", "| scor"))]
+
+
+def test_the_reference_shows_thirty_denials() -> None:
+    assert len(denials()) >= 30
+    assert len({message.partition(", decision")[0] for _, _, _, message, _ in denials()}) >= 25
+
+
+@pytest.mark.parametrize("row", denials(), ids=lambda row: row[1].strip("`")[:40])
+def test_a_denial_helps_and_holds_nothing_of_others(window: Window, row: list[str]) -> None:
+    agent, sql, *told = row
+    spiffe_id = {"assistant": SERVICE, "scorer": FRAUD}[agent]
+    connection = psycopg.connect(**window.parameters(spiffe_id), autocommit=True)
+    try:
+        with pytest.raises(psycopg.Error) as refused:
+            connection.execute(sql.strip("`").encode())
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        connection.close()
+    fields = refused.value.diag
+    message = fields.message_primary or ""
+    decision = re.search(r"\[control [A-Z]{2}-\d\d, decision ([0-9a-f-]{36})\]$", message)
+    assert decision is not None
+    assert [fields.sqlstate, message.replace(decision[1], "..."), fields.message_hint] == told
+    everything = "\n".join(str(value) for value in vars_of(fields) if value is not None)
+    people = window.data.customers
+    secrets = {value for person in people for value in (person.name, person.ssn, person.email, person.card_number)}
+    stored = {value for row in window.owner("SELECT ssn, email, card_number FROM customers") for value in row}
+    others = {*(set(window.files.agents) - {spiffe_id}), "scorer", "assistant", "fraud-analyst", "customer-service"}
+    hidden = secrets | stored | others | {BRANCH, "branch =", bank.ROLE, bank.OWNER, str(window.files.config.parent)}
+    assert [each for each in hidden if each in everything] == []
+
+
+def vars_of(fields: Any) -> list[str | None]:
+    """Every field of an error."""
+    return [getattr(fields, name) for name in dir(fields) if not name.startswith("_")]
 
 
 # bad input, through everything

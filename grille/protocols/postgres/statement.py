@@ -61,7 +61,7 @@ _REFUSED: Final = {
     "truncate_stmt": "TRUNCATE",
 }
 _HINTS: Final = {
-    "copy_stmt": "Use INSERT with several rows to write.",
+    "copy_stmt": "Use INSERT with several rows to write, and COPY ... TO STDOUT to read.",
     "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
     **dict.fromkeys(
         ("listen_stmt", "notify_stmt"),
