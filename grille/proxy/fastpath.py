@@ -710,7 +710,7 @@ class Lane:
         item.swallow = plan.swallow_rows
         item.hidden = plan.hidden_columns
         item.transformed = bool(plan.results)
-        if item.swallow or not any(result_formats):
+        if item.swallow or not result_formats:
             wire += b"\0\0"
         elif len(result_formats) == 1:
             wire += _formats(result_formats)

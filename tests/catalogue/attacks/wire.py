@@ -446,6 +446,64 @@ def portals_end_with_their_transaction(world: World) -> None:
         _alive(wire)
 
 
+def portals_are_each_sessions_own(world: World) -> None:
+    text = "SELECT name FROM people WHERE id > 75 ORDER BY id"
+    with world.wire("b") as other, world.wire("b") as twin, world.wire("a") as wire:
+        for each in (other, twin, wire):
+            each.ask(Query("BEGIN"))
+        reply = other.ask(Parse("", text), Bind("p", "", (), ()), Execute("p", 1), SYNC)
+        assert reply.rows == [(b"hidden 76",)]
+        other.ask(Query(f"DECLARE c CURSOR FOR {text}"))
+        for each in (wire, twin):
+            for attempt in (Execute("p", 0), Describe("P", "p"), Execute("c", 0), Query("FETCH ALL FROM c")):
+                reply = each.ask(attempt) if isinstance(attempt, Query) else each.ask(attempt, SYNC)
+                assert not reply.rows and reply.errors[0]["C"] == "34000", (attempt, reply)
+                each.ask(Query("ROLLBACK"))
+                each.ask(Query("BEGIN"))
+            each.ask(Close("P", "p"), SYNC)
+        assert other.ask(Execute("p", 1), SYNC).rows == [(b"hidden 77",)]
+        assert other.ask(Query("FETCH 1 FROM c")).rows == [(b"hidden 76",)]
+
+
+def format_codes_that_no_plan_expects(world: World) -> None:
+    for columns, codes in (
+        ("name", ((2,), (-1,), (0, 0), (1, 1, 1))), ("name, ssn", ((0, 2), (1, 1, 0))), ("ssn, email, card", ((1, 0),)),
+    ):  # fmt: skip
+        for formats in codes:
+            with world.wire("a") as wire:
+                reply = wire.ask(
+                    Parse("", f"SELECT {columns} FROM people WHERE id < 3"), Bind("", "", (), (), formats), Execute(""),
+                    SYNC,
+                )  # fmt: skip
+                assert not reply.rows and [e["C"] for e in reply.errors] in (["08P01"], ["22023"]), (formats, reply)
+                assert reply.closed or wire.ask(ALIVE).rows == OWN_ROWS
+    text = "SELECT id FROM people WHERE id = $1::int"
+    for given, values in (((2,), (b"77",)), ((1,), (b"77",)), ((1, 1), (b"\0\0\0\x4d",)), ((1,), (b"\0\0\0\x4d\0",))):
+        with world.wire("a") as wire:
+            reply = wire.ask(Parse("", text), Bind("", "", given, values), Execute(""), SYNC)
+            assert not reply.rows and len(reply.errors) == 1, (given, values, reply)
+            assert reply.closed or wire.ask(ALIVE).rows == OWN_ROWS
+
+
+def a_commit_among_reads(world: World) -> None:
+    """Reads are pipelined over read-only connections that agents share: a COMMIT there must not open them."""
+    for between in ("COMMIT", "ROLLBACK", "COMMIT AND CHAIN", "END", "SET TRANSACTION READ WRITE"):
+        with world.wire("a") as wire, world.wire("b") as other:
+            read = (Parse("", OWN), Bind("", "", (), ()), Execute(""))
+            end = (Parse("", between), Bind("", "", (), ()), Execute(""))
+            write = (Parse("", "DELETE FROM people WHERE id = 77"), Bind("", "", (), ()), Execute(""))
+            wire.send(*read, *end, *read, SYNC, *read, *end, *write, SYNC)
+            replies = [wire.reply(), wire.reply()]
+            assert all(row in OWN_ROWS for reply in replies for row in reply.rows), (between, replies)
+            wire.ask(Query(f"SELECT 1; {between}; DELETE FROM people WHERE id = 77"))
+            wire.ask(Query("ROLLBACK"))
+            _alive(wire)
+            reply = wire.ask(Query("SELECT nextval('counter')"))
+            assert not reply.rows and reply.errors, reply
+            _alive_as_b(other)
+    assert world.owner("SELECT count(*) FROM people WHERE id = 77") == [(1,)]
+
+
 def copy_messages(world: World) -> None:
     with world.wire("a") as wire:
         reply = wire.ask(Query("COPY fkc FROM STDIN; SELECT 'after'"))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from tests.catalogue.attacks import columns, errors, rows, wire
-from tests.catalogue.cases import NATIVE, SAME, either, row, since, tells
+from tests.catalogue.cases import NATIVE, SAME, batch, either, row, since, tells
 
 ROWS = [
     row(
@@ -705,5 +705,30 @@ ROWS = [
     row(
         'X130', 'errors of two sessions at once', 'UP-02',
         errors.two_at_once,
+    ),
+    row(
+        'X131', "portals and cursors of another session, the same agent's or not", 'AC-01',
+        wire.portals_are_each_sessions_own,
+        why="Another session's name does not exist (34000): names are each session's own.",
+    ),
+    row(
+        'X132', 'format codes that no plan expects', 'WP-01',
+        wire.format_codes_that_no_plan_expects,
+    ),
+    row(
+        'X133', 'a COMMIT that ends the read-only mode', 'ST-05',
+        wire.a_commit_among_reads,
+        ("COMMIT AND CHAIN READ WRITE", "ST-01"),
+        batch(("SELECT 1; COMMIT; BEGIN READ WRITE; SELECT id FROM secrets", "ST-03")),
+        batch(("SELECT 1; COMMIT; SET default_transaction_read_only = off; SELECT lo_create(0)", "ST-04")),
+    ),
+    row(
+        'X134', 'a byte order mark, and other marks that are not seen', 'ST-01',
+        ("\ufeffSELECT id FROM secrets", "ST-01"),
+        ("\ufeff", "ST-01"),
+        ("SELECT id FROM \ufeffsecrets", "ST-03"),
+        ("SELECT id FROM people\u200b WHERE id = 77", "ST-03"),
+        ("SELECT id\u00a0FROM people WHERE id = 77", "ST-03"),
+        ("SELECT id FROM people WHERE id = 77 \u2028 OR true", "ST-01"),
     ),
 ]  # fmt: skip
