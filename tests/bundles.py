@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -31,9 +32,24 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 def revised(raw: bytes, revision: str) -> bytes:
     """The same policy under another revision."""
+    return packed(_revised(raw, revision))
+
+
+def with_data(raw: bytes, data: object, revision: str) -> bytes:
+    """The same policy over another data document, under another revision."""
+    return packed({**_revised(raw, revision), "data.json": json.dumps(data).encode()})
+
+
+def _revised(raw: bytes, revision: str) -> dict[str, bytes]:
     files = unpacked(raw)
-    files[".manifest"] = json.dumps({**json.loads(files[".manifest"]), "revision": revision}).encode()
-    return packed(files)
+    return {**files, ".manifest": json.dumps({**json.loads(files[".manifest"]), "revision": revision}).encode()}
+
+
+def replace(path: Path, raw: bytes) -> None:
+    """Put a bundle in place at once."""
+    partial = path.with_suffix(".new")
+    partial.write_bytes(raw)
+    partial.replace(path)
 
 
 def signed(raw: bytes, key: Any, algorithm: str = "ES256", scope: str = "") -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import io
 import json
 import re
 import signal
@@ -18,7 +17,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +34,7 @@ from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.masking import apply
 from grille.tokenization.provider import TokenRequest
 from grille.tokenization.transformation import Key, Transformation
+from tests.bundles import replace, with_data
 from tests.catalogue.middle import Middle
 from tests.catalogue.wire import Wire
 
@@ -162,20 +161,7 @@ def policy_data() -> dict[str, Any]:
 
 def write_bundle(path: Path, data: dict[str, Any], revision: str) -> None:
     """The committed bundle (its policy.wasm is OPA's) with this data document."""
-    made = io.BytesIO()
-    with tarfile.open(HERE / "policy.tar.gz") as committed, tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for member in committed:
-            file = committed.extractfile(member)
-            content = file.read() if file is not None else b""
-            if member.name.endswith("data.json"):
-                content = json.dumps(data).encode()
-            elif member.name.endswith(".manifest"):
-                content = json.dumps({**json.loads(content), "revision": revision}).encode()
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(made.getvalue())
-    temporary.replace(path)
+    replace(path, with_data((HERE / "policy.tar.gz").read_bytes(), data, revision))
 
 
 def _spiffe_id(name: str) -> str:

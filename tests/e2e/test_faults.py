@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import io
 import itertools
 import json
 import os
@@ -27,11 +26,8 @@ import ssl
 import struct
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,14 +58,13 @@ from grille.protocols.postgres.messages import (
 from grille.proxy.authority import Authority, write_signing_key
 from grille.proxy.demo.agents import connection_parameters
 from grille.proxy.demo.cluster import Cluster, embedded_binaries
+from tests.bundles import replace, with_data
+from tests.e2e.served import DEADLINE, WORKERS, Served, until
 
-DEADLINE = 30.0
-"""Seconds after which something that must happen will not happen any more."""
 RECOVERY = 5.0
 """Seconds within which every agent is served again, on top of what that takes without a fault on this machine."""
 LONG = os.environ.get("GRILLE_LONG") == "1"
 """More of everything: minutes in place of seconds."""
-WORKERS = 2
 POOL = 4
 IDENTITIES = 8
 AGENTS = 48 if LONG else 20
@@ -748,14 +743,13 @@ class Leaks(NamedTuple):
     in_transaction: int
 
 
-class Node:
+class Node(Served):
     """One Grille, what is around it, and what is known of it from outside."""
 
     def __init__(self, directory: Path, cluster: Cluster, wire: Wire) -> None:
         self.directory = directory
         self.cluster = cluster
         self.wire = wire
-        self.log = directory / "grille.log"
         self.bundle = directory / "policy.tar.gz"
         identity = directory / "identity"
         identity.mkdir(mode=0o700)
@@ -778,14 +772,7 @@ class Node:
                 workers=WORKERS, pool=POOL,
             )
         )  # fmt: skip
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "grille", "serve", "--config", str(config)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        (serving,) = self.said("serving", 1)
-        self.port, self.admin_port = serving["port"], serving["admin_port"]
-        until(self.ready)
+        super().__init__(config)
 
     def write_bundle(self, revision: str, *, without: int = -1) -> None:
         """The demo's compiled policy with data for these agents; ``without``: an identity that may do nothing."""
@@ -803,50 +790,7 @@ class Node:
             "roles": {"free": {**role, "limits": {}}, "limited": {**role, "limits": {"rows": 10_000, "seconds": 30}}},
         }  # fmt: skip
         shipped = Path(grille.policies.__file__).parent / "bundles" / "demo.tar.gz"
-        changed = io.BytesIO()
-        with tarfile.open(shipped, "r:gz") as old, tarfile.open(fileobj=changed, mode="w:gz") as new:
-            for member in old:
-                content = old.extractfile(member).read()  # type: ignore[union-attr]
-                if member.name.lstrip("/") == ".manifest":
-                    content = json.dumps({**json.loads(content), "revision": revision}).encode()
-                elif member.name.lstrip("/") == "data.json":
-                    content = json.dumps(data).encode()
-                member.size = len(content)
-                new.addfile(member, io.BytesIO(content))
-        partial = self.bundle.with_suffix(".new")
-        partial.write_bytes(changed.getvalue())
-        partial.replace(self.bundle)
-
-    # what it says
-
-    def said(self, message: str, count: int) -> list[dict[str, Any]]:
-        """Wait until a message was logged so often."""
-
-        def found() -> list[dict[str, Any]]:
-            assert self.process.poll() is None, self.log.read_text()
-            lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-            return [line for line in lines if line["message"] == message]
-
-        until(lambda: len(found()) >= count)
-        return found()
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Ask the admin listener."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    def ready(self) -> bool:
-        """Whether every worker is."""
-        return self.get("/readyz")[0] == 200
-
-    @property
-    def workers(self) -> dict[int, int]:
-        """The process id of each worker that serves now, by its number."""
-        return {line["worker"]: line["pid"] for line in self.said("worker started", WORKERS)}
+        replace(self.bundle, with_data(shipped.read_bytes(), data, revision))
 
     # what it holds
 
@@ -896,14 +840,6 @@ class Node:
         """All statements in ledger, as the evidence has them."""
         return list(show(self.directory / "audit", relation="public.ledger"))
 
-    def stop(self) -> None:
-        """End it as an operator does, and look at what it leaves behind."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(DEADLINE) == 0
-        log = self.log.read_text()
-        assert "Traceback" not in log, log
-        assert '"exception"' not in log, log
-
 
 def _sockets(pid: int) -> int:
     count = 0
@@ -918,14 +854,6 @@ def memory(pid: int) -> int:
     found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
     assert found is not None
     return int(found[1]) * 1024
-
-
-def until(condition: Callable[[], object], within: float = DEADLINE) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 async def eventually(condition: Callable[[], object], crew: Crew | None = None, within: float = DEADLINE) -> None:

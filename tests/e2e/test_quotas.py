@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import re
 import signal
 import ssl
 import subprocess
 import sys
-import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -30,10 +28,10 @@ from grille.audit.evidence import show
 from grille.protocols.postgres.messages import Query, Sync
 from grille.proxy.authority import Authority, write_signing_key
 from grille.proxy.demo.cluster import Cluster, embedded_binaries
-from tests.bundles import packed, unpacked
-from tests.e2e.test_faults import DEADLINE, Closed, Connection, Result, extended, until
+from tests.bundles import replace, with_data
+from tests.e2e.served import DEADLINE, WORKERS, Served, until
+from tests.e2e.test_faults import Closed, Connection, Result, extended
 
-WORKERS = 2
 AGENTS = 64
 DOMAIN = "bank.example"
 SYNC = Sync()
@@ -101,14 +99,13 @@ def spiffe_id(name: str) -> str:
     return f"spiffe://{DOMAIN}/desk/{name}"
 
 
-class Node:
+class Node(Served):
     """One Grille and what is around it."""
 
     def __init__(self, directory: Path, cluster: Cluster) -> None:
         self.directory = directory
         self.cluster = cluster
         self.opened: list[Connection] = []
-        self.log = directory / "grille.log"
         self.identity = directory / "identity"
         self.identity.mkdir(mode=0o700)
         authority = Authority(DOMAIN)
@@ -125,14 +122,7 @@ class Node:
             workers=WORKERS,
         )  # fmt: skip
         (directory / "grille.toml").write_text(config)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "grille", "serve", "--config", str(directory / "grille.toml")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        (serving,) = self.said("serving", 1)
-        self.port, self.admin_port = serving["port"], serving["admin_port"]
-        until(self.ready)
+        super().__init__(directory / "grille.toml")
 
     def write_bundle(self, limits: dict[str, dict[str, Any]], revision: str = "first") -> None:
         """The demo's compiled policy with a role for each agent."""
@@ -141,46 +131,13 @@ class Node:
             for name in ("public.customers", "public.visits")
         }
         role = {"relations": relations, "columns": {}, "locks": False}
-        files = unpacked((Path(grille.policies.__file__).parent / "bundles" / "demo.tar.gz").read_bytes())
-        files["data.json"] = json.dumps(
-            {
-                "agents": {spiffe_id(name): name for name in limits},
-                "staff_only": [],
-                "roles": {name: {**role, "limits": each} for name, each in limits.items()},
-            }
-        ).encode()
-        files[".manifest"] = json.dumps({**json.loads(files[".manifest"]), "revision": revision}).encode()
-        partial = self.directory / "policy.new"
-        partial.write_bytes(packed(files))
-        partial.replace(self.directory / "policy.tar.gz")
-
-    def said(self, message: str, count: int) -> list[dict[str, Any]]:
-        """Wait until a message was logged so often."""
-
-        def found() -> list[dict[str, Any]]:
-            assert self.process.poll() is None, self.log.read_text()
-            lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-            return [line for line in lines if line["message"] == message]
-
-        until(lambda: len(found()) >= count)
-        return found()
-
-    def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as answer:
-            text: str = answer.read().decode()
-            return text
-
-    def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=10):
-                return True
-        except OSError:
-            return False
-
-    @property
-    def workers(self) -> dict[int, int]:
-        """The process id of each worker that serves now, by its number."""
-        return {line["worker"]: line["pid"] for line in self.said("worker started", WORKERS)}
+        shipped = Path(grille.policies.__file__).parent / "bundles" / "demo.tar.gz"
+        data = {
+            "agents": {spiffe_id(name): name for name in limits},
+            "staff_only": [],
+            "roles": {name: {**role, "limits": each} for name, each in limits.items()},
+        }
+        replace(self.directory / "policy.tar.gz", with_data(shipped.read_bytes(), data, revision))
 
     @functools.cache  # noqa: B019  (there are few nodes)
     def context(self, name: str) -> ssl.SSLContext:
@@ -201,7 +158,7 @@ class Node:
 
     def total(self, metric: str) -> int:
         """A metric of the node, summed over its workers."""
-        text = self.metrics()
+        text = self.get("/metrics")[1]
         found = re.findall(rf"^{metric} (\S+)$", text, re.M)
         assert found, text
         return int(sum(float(number) for number in found))
@@ -213,11 +170,8 @@ class Node:
             return len(owner.execute(sql).fetchall())
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(DEADLINE) == 0
-        log = self.log.read_text()
-        assert "Traceback" not in log, log
-        assert '"exception"' not in log, log
+        """The same, and what it recorded is verified."""
+        super().stop()
         done = subprocess.run(
             [sys.executable, "-m", "grille", "audit", "verify", str(self.directory / "audit")],
             capture_output=True, text=True, timeout=5 * DEADLINE, check=False,
