@@ -617,8 +617,7 @@ class Relay:
         formats = (0,) * width if not formats else formats * width if len(formats) == 1 else formats
         began = time.perf_counter()
         try:
-            if portal.prepared.limits.distinct_keys_per_hour is not None:
-                self._count_keys(portal, rows, 0)
+            self._count_keys(portal, rows, 0)
             released = await self._enforcement.release(self._agent, portal.prepared, rows, formats)
         except Refusal as refusal:
             self._refuse(run, refusal)
@@ -670,7 +669,7 @@ class Relay:
                     if limit is not None and complete.rows > limit:
                         self._refuse(run, _too_many_rows(limit))
                         return
-                    if run.portal.prepared.limits.distinct_keys_per_hour is not None and not step.plan.returns_rows:
+                    if not step.plan.returns_rows:
                         try:
                             self._count_keys(run.portal, [], complete.rows)
                         except Refusal as refusal:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from grille.proxy.identity import Agent, parse_spiffe_id
+from grille.proxy.tls import file_state
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 _CERTIFICATE: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -37,7 +38,7 @@ class Revocations:
         """What is wrong with the file; empty if it can be used."""
         self._entries: frozenset[str] = frozenset()
         if path is not None:
-            self._seen = _state_of(path)
+            self._seen = file_state(path)
             self._entries, self.problem = _read(path)
             if self.problem:
                 raise RevocationError(self.problem)
@@ -50,7 +51,7 @@ class Revocations:
         path = self._path
         if path is None:
             return False
-        state = _state_of(path)
+        state = file_state(path)
         if state == self._seen and self._settled:
             return False
         found, problem = _read(path)
@@ -74,14 +75,6 @@ class Revocations:
             if f"{path}/*" in entries:
                 return True
         return False
-
-
-def _state_of(path: Path) -> object:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return error.errno
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _read(path: Path) -> tuple[frozenset[str], str]:

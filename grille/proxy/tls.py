@@ -107,8 +107,7 @@ class Certificates:
         self._seen = now
 
     def _look(self) -> tuple[object, ...]:
-        """What changes when a file is written, replaced, or reached through another symbolic link."""
-        return tuple(_state_of(path) for path in self._paths)
+        return tuple(file_state(path) for path in self._paths)
 
     def _read(self) -> Material:
         for _ in range(_TRIES):
@@ -127,7 +126,8 @@ class Certificates:
         return material
 
 
-def _state_of(path: Path) -> object:
+def file_state(path: Path) -> object:
+    """What changes when a file is written, replaced, or reached through another symbolic link."""
     try:
         status = path.stat()
     except OSError as error:

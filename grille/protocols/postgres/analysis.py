@@ -1307,8 +1307,7 @@ class Analyzer:
         if item.relation is not None:
             self._result.sites.append(RowSite(node, item))
         elif kind_of(node.column_ref.fields[-1]) == "a_star":
-            reference = tree.column(item.name)
-            node.CopyFrom(reference)
+            node.CopyFrom(tree.column(item.name))
         self._built(node)
         return _Info(RECORD, None, False)
 

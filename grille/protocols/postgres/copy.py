@@ -67,11 +67,9 @@ class CopyOut(msgspec.Struct, frozen=True):
         if self.format == "csv":
             cells = [self._quoted(n, value, len(values), header=header) for n, value in enumerate(values)]
         else:
-            cells = [self.null if value is None else value.decode().translate(self._escapes()) for value in values]
+            escapes = {**_ESCAPES, ord(self.delimiter): "\\" + self.delimiter} if self.delimiter != "\t" else _ESCAPES
+            cells = [self.null if value is None else value.decode().translate(escapes) for value in values]
         return (self.delimiter.join(cells) + "\n").encode()
-
-    def _escapes(self) -> dict[int, str]:
-        return {**_ESCAPES, ord(self.delimiter): "\\" + self.delimiter} if self.delimiter != "\t" else _ESCAPES
 
     def _quoted(self, number: int, value: bytes | None, width: int, *, header: bool) -> str:
         """CopyAttributeOutCSV"""
