@@ -39,7 +39,8 @@ class SessionCommand(msgspec.Struct, frozen=True):
     kind: str
     """``begin``, ``commit``, ``rollback``, ``savepoint``, ``release``, ``rollback_to``, ``set``, ``set_transaction``,
     ``set_constraints``, ``reset``, ``reset_all``, ``show``, ``settings``, ``discard``, ``deallocate``, ``prepare``,
-    ``execute``, ``declare``, ``fetch``, ``close``, ``close_all``, ``unlisten``, ``unlock_all``, ``empty``."""
+    ``execute``, ``declare``, ``fetch``, ``close``, ``close_all``, ``unlisten``, ``unlock_all``, ``empty``, ``copy``
+    (`grille.protocols.postgres.copy.CopyInCommand`)."""
     name: str = ""
     """Setting, savepoint, statement or cursor name; lower case for settings."""
     value: str = ""

@@ -1,20 +1,22 @@
-"""COPY TO STDOUT as a governed query: its options, and rows in its formats.
+"""COPY TO STDOUT as a governed query, COPY FROM STDIN as a governed INSERT: their options, and rows as they are written.
 
 The query runs like any SELECT; its rows are decoded, masked and counted as such, and then written as COPY writes them.
-PostgreSQL 18: SQL command COPY ("File Formats"), chapter 54.2.6; src/backend/commands/copyto.c.
+Rows that come in are read by `grille.protocols.postgres.copy_rows`.
+PostgreSQL 18: SQL command COPY ("File Formats"), chapter 54.2.6; src/backend/commands/{copy,copyto}.c.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from postgast import pg_query_pb2 as pb
 
 from grille.controls import Refusal
 from grille.protocols.postgres import tree
+from grille.protocols.postgres.commands import SessionCommand
 from grille.protocols.postgres.tree import Node, kind_of
 
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -22,26 +24,86 @@ _TRAILER: Final = b"\xff\xff"
 _ESCAPES: Final = {8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 92: "\\\\"}
 _TRUE: Final = ("true", "on", "1", "")
 _FALSE: Final = ("false", "off", "0")
+_MARKS: Final = ("format", "delimiter", "null", "quote", "escape")
+_CSV_ONLY: Final = frozenset({"quote", "escape", "force_quote", "force_null", "force_not_null"})
+_LISTS: Final = ("force_quote", "force_null", "force_not_null")
+_ROWS: Final = 64
+"""Rows of one INSERT: the most of which a statement is still bounded (`analysis.MAX_LISTED`)."""
+_PARAMETERS: Final = 1024
+"""Of one INSERT, about."""
 
 
-class CopyOut(msgspec.Struct, frozen=True):
-    """How the rows are written."""
+class _Format(msgspec.Struct, frozen=True):
+    """How rows are written, in either direction."""
 
     format: str = "text"
     delimiter: str = "\t"
     null: str = "\\N"
-    header: bool = False
+    header: bool | Literal["match"] = False
     quote: str = '"'
     escape: str = '"'
+
+    @property
+    def binary(self) -> bool:
+        """The values are in binary format."""
+        return self.format == "binary"
+
+
+class CopyIn(_Format, frozen=True):
+    """How the rows that a client sends are written."""
+
+    force_null: tuple[str, ...] | None = ()
+    """Names of columns; None is all."""
+    force_not_null: tuple[str, ...] | None = ()
+    """The same."""
+
+    def begin(self, columns: int) -> bytes:
+        """CopyInResponse"""
+        code = 1 if self.binary else 0
+        return b"G" + struct.pack(f"!ibh{columns}h", 7 + 2 * columns, code, columns, *[code] * columns)
+
+
+class CopyInCommand(SessionCommand, frozen=True):
+    """``COPY relation (columns) FROM STDIN``"""
+
+    target: tuple[str, ...] = ()
+    """The parts of the relation's name, as they were written."""
+    columns: tuple[str, ...] = ()
+    """As they were written; none: all that can be written."""
+    options: CopyIn = CopyIn()
+
+    @property
+    def shown(self) -> str:
+        """The statement without its options, for the audit event."""
+        columns = ", ".join(map(_quoted_name, self.columns))
+        return f"COPY {self._name} {f'({columns}) ' if columns else ''}FROM STDIN"
+
+    def insert(self, columns: Sequence[str], rows: int) -> str:
+        """The INSERT of so many rows of parameters; as COPY does, it takes the values given for identity columns."""
+        if not columns:
+            return f"INSERT INTO {self._name} DEFAULT VALUES"
+        names = ", ".join(map(_quoted_name, columns))
+        width = len(columns)
+        cells = (", ".join(f"${row * width + n}" for n in range(1, width + 1)) for row in range(rows))
+        return f"INSERT INTO {self._name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({'), ('.join(cells)})"
+
+    @property
+    def _name(self) -> str:
+        return ".".join(map(_quoted_name, self.target))
+
+
+def rows_at_once(columns: int) -> int:
+    """Rows of the INSERT that takes most of what is copied into so many columns."""
+    return max(1, min(_ROWS, _PARAMETERS // columns))
+
+
+class CopyOut(_Format, frozen=True):
+    """How the rows are written."""
+
     force_quote: tuple[str, ...] | None = ()
     """Names of columns; None is all."""
     names: tuple[str, ...] = ()
     """Of the result's columns."""
-
-    @property
-    def binary(self) -> bool:
-        """The values are wanted in binary format."""
-        return self.format == "binary"
 
     def begin(self) -> bytes:
         """CopyOutResponse, and in text the line of names."""
@@ -91,7 +153,7 @@ def _data(data: bytes) -> bytes:
 
 def out(message: Any) -> tuple[Node, CopyOut]:
     """The query of a ``COPY .. TO STDOUT`` and its options.  Raises `Refusal` ST-01 or ST-02."""
-    options = _options(message.options)
+    options = CopyOut(**_options(message.options, "TO", ("force_quote",)))
     if message.HasField("query"):
         if kind_of(message.query) != "select_stmt":
             raise _unsupported("COPY of a statement that writes")
@@ -106,15 +168,31 @@ def out(message: Any) -> tuple[Node, CopyOut]:
     return pb.Node(select_stmt=select), options
 
 
-def _options(nodes: Sequence[Node]) -> CopyOut:
-    """ProcessCopyOptions"""
+def into(message: Any) -> CopyInCommand:
+    """Read a ``COPY .. FROM STDIN``.  Raises `Refusal` ST-01 or ST-02."""
+    if message.HasField("where_clause"):
+        raise Refusal(
+            "ST-02", "COPY FROM with WHERE is not supported.", sqlstate="0A000",
+            hint="Leave out the rows that you do not want before you send them.",
+        )  # fmt: skip
+    options = CopyIn(**_options(message.options, "FROM", ("force_null", "force_not_null")))
+    var = message.relation
+    target = tuple(part for part in (var.catalogname, var.schemaname, var.relname) if part)
+    columns = tuple(part.string.sval for part in message.attlist)
+    if len(set(columns)) != len(columns):
+        raise Refusal("ST-01", "COPY names a column twice.", sqlstate="42701")
+    return CopyInCommand("copy", target=target, columns=columns, options=options)
+
+
+def _options(nodes: Sequence[Node], direction: str, lists: Sequence[str]) -> dict[str, Any]:
+    """ProcessCopyOptions; ``lists`` are the options of this direction that name columns."""
     given: dict[str, Any] = {}
     for node in nodes:
         element = node.def_elem
         name, kind = element.defname, kind_of(element.arg)
         if name in given:
             raise _wrong(f'Option "{name}" is given twice.')
-        if name == "force_quote":
+        if name in lists:
             given[name] = None if kind == "a_star" else tuple(part.string.sval for part in element.arg.list.items)
             continue
         word = element.arg.string.sval if kind == "string" else element.arg.a_const.sval.sval if kind else ""
@@ -122,26 +200,32 @@ def _options(nodes: Sequence[Node]) -> CopyOut:
             word = "true" if element.arg.boolean.boolval else "false"
         elif kind == "integer":
             word = str(element.arg.integer.ival)
-        if name == "header" and word.lower() in _TRUE + _FALSE:
-            given[name] = word.lower() in _TRUE
-        elif name == "encoding" and word.lower().replace("-", "") in ("utf8", "unicode"):
+        lower = word.lower()
+        if name == "header" and lower in _TRUE + _FALSE:
+            given[name] = lower in _TRUE
+        elif name == "header" and lower == "match" and direction == "FROM":
+            given[name] = "match"
+        elif name == "encoding" and lower.replace("-", "") in ("utf8", "unicode"):
             given[name] = "utf8"
-        elif name in ("format", "delimiter", "null", "quote", "escape"):
+        elif direction == "FROM" and (name, lower) in _AS_IT_IS:
+            given[name] = lower
+        elif name in _MARKS:
             given[name] = word
         else:
-            raise _unsupported(f'Option "{name}" of COPY TO, or this value of it,')
+            raise _unsupported(f'Option "{name}" of COPY {direction}, or this value of it,')
     kind = given.pop("format", "text")
-    given.pop("encoding", None)
+    for name in ("encoding", *(name for name, _ in _AS_IT_IS)):
+        given.pop(name, None)
     if kind not in ("text", "csv", "binary"):
         raise _wrong(f'COPY has no format "{kind[:20]}".')
     if kind == "binary" and given:
         raise _wrong("COPY in binary format takes no such option.")
-    if kind != "csv" and given.keys() & {"quote", "escape", "force_quote"}:
-        raise _wrong("QUOTE, ESCAPE and FORCE_QUOTE need the format csv.")
+    if kind != "csv" and given.keys() & _CSV_ONLY:
+        raise _wrong(f"{', '.join(sorted(given.keys() & _CSV_ONLY)).upper()} of COPY needs the format csv.")
     if kind == "csv":
         given = {"delimiter": ",", "null": "", **given}
         given.setdefault("escape", given.get("quote", '"'))
-    made = CopyOut(kind, **given)
+    made = _Format(kind, **{name: value for name, value in given.items() if name not in _LISTS})
     single = [made.delimiter] + ([made.quote, made.escape] if kind == "csv" else [])
     if any(len(mark) != 1 or not mark.isascii() or mark in "\r\n\0" for mark in single):
         raise _wrong("A delimiter, quote or escape of COPY is one ASCII character, and not the end of a line.")
@@ -151,7 +235,15 @@ def _options(nodes: Sequence[Node]) -> CopyOut:
         raise _wrong("COPY in text format cannot have this delimiter.")
     if kind == "csv" and (made.delimiter == made.quote or made.quote in made.null):
         raise _wrong("The quote of COPY is neither its delimiter nor part of its NULL.")
-    return made
+    return {"format": kind, **given}
+
+
+_AS_IT_IS: Final = tuple((("freeze", word) for word in _FALSE)) + (("on_error", "stop"), ("log_verbosity", "default"))
+"""Options of COPY FROM, with the values that ask for nothing."""
+
+
+def _quoted_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _wrong(sentence: str) -> Refusal:

@@ -61,7 +61,7 @@ _REFUSED: Final = {
     "truncate_stmt": "TRUNCATE",
 }
 _HINTS: Final = {
-    "copy_stmt": "Use INSERT with several rows to write, and COPY ... TO STDOUT to read.",
+    "copy_stmt": "Use COPY ... FROM STDIN to write, and COPY ... TO STDOUT to read.",
     "explain_stmt": 'A policy author runs: grille explain --config FILE --as SPIFFE_ID "SQL".',
     **dict.fromkeys(
         ("listen_stmt", "notify_stmt"),
@@ -131,8 +131,10 @@ def parse_text(text: str, *, limit: int) -> list[ParsedStatement]:
 def _governed(raw: Any, text: str) -> ParsedStatement:
     """What one statement of a governed session is.  Raises `Refusal`."""
     node = raw.stmt
-    if kind_of(node) != "copy_stmt" or node.copy_stmt.is_from or node.copy_stmt.filename:
+    if kind_of(node) != "copy_stmt" or node.copy_stmt.filename or node.copy_stmt.is_program:
         return classify(raw, text)
+    if node.copy_stmt.is_from:
+        return ParsedStatement(copy.into(node.copy_stmt), None)
     query, options = copy.out(node.copy_stmt)
     return ParsedStatement(None, query, options)
 
@@ -281,7 +283,7 @@ def _refused(kind: str, message: Any) -> Refusal:
     words = _REFUSED.get(kind, kind.removesuffix("_stmt").replace("_", " ").upper())
     sentence = f"{words} is not carried by this proxy."
     hint = _HINTS.get(kind)
-    if kind == "copy_stmt" and message.filename:
+    if kind == "copy_stmt" and (message.filename or message.is_program):
         what = "program" if message.is_program else "file"
         sentence = f"COPY to or from a {what} happens on the database's machine, and is not carried by this proxy."
     elif kind in ("create_stmt", "create_table_as_stmt"):
