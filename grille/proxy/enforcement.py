@@ -51,8 +51,9 @@ from grille.protocols.postgres.analysis import (
     with_sources,
 )
 from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.catalog import Relation as CatalogRelation
 from grille.protocols.postgres.commands import SessionCommand
-from grille.protocols.postgres.copy import CopyOut
+from grille.protocols.postgres.copy import CopyInCommand, CopyOut, rows_at_once
 from grille.protocols.postgres.definitions import redefined
 from grille.protocols.postgres.introspection import VISIBLE, column_number
 from grille.protocols.postgres.purity import Purity, normal_signature
@@ -62,6 +63,7 @@ from grille.protocols.postgres.rewrite import (
     Combine,
     Compare,
     Condition,
+    EncodeSlot,
     Plan,
     RelationTerms,
     Terms,
@@ -99,6 +101,8 @@ RELATIONS_AT_ONCE = 50
 """Asked about one after the other before other agents have their turn."""
 READY_SECONDS = 3600.0
 """How long a session command is remembered."""
+CSV_HAS_NO_MARKER = 180000
+"""From this version on a line ``\\.`` is data in CSV."""
 _QUOTE = ord("'")
 
 CONNECT = Operation("connect")
@@ -217,6 +221,22 @@ class Prepared(msgspec.Struct, frozen=True):
         if self.plan is None or self.understood.is_template:
             return 0
         return self.plan.client_parameters
+
+
+class Copying(msgspec.Struct, frozen=True):
+    """One decided COPY FROM STDIN."""
+
+    columns: tuple[str, ...]
+    """What is written, in the order of the values of a row."""
+    rows: int
+    """How many rows `many` takes."""
+    told: Prepared
+    """`one` under the text of the COPY, for the audit event."""
+    one: Prepared
+    """The INSERT of one row."""
+    many: Prepared
+    csv_marker: bool
+    """To this server a line ``\\.`` ends the data in CSV too."""
 
 
 class Ready:
@@ -467,7 +487,7 @@ class Enforcement:
                 expires = min(expires, time.monotonic() + (end - dt.datetime.now(dt.UTC)).total_seconds())
             if prepared.plan is None or not expires:
                 return None
-        elif prepared.command is None:
+        elif prepared.command is None or isinstance(prepared.command, CopyInCommand):
             return None
         return Ready(prepared, expires, agent)
 
@@ -509,6 +529,43 @@ class Enforcement:
                 Prepared(one.action, None, plan, constants, verdict.decision.limits, one, verdict, cached, stages)
             )
         return prepared
+
+    async def prepare_copy(self, agent: Agent, command: CopyInCommand) -> Copying:
+        """Decide a COPY FROM STDIN as the INSERT that it becomes.  Raises `Refusal`."""
+        self._follow_catalog()
+        names, generated = command.columns, frozenset[str]()
+        relation = self._relation_of(command.target)
+        if relation is not None:
+            generated = frozenset(column.name for column in relation.columns if column.generated)
+            names = names or tuple(column.name for column in relation.columns if not column.generated)
+        try:
+            (one,) = await self.prepare(agent, command.insert(names, 1))
+            # Only now may anything be told of the relation.
+            if not names:
+                raise Refusal("ST-02", "COPY needs a table with columns that can be written.", sqlstate="0A000")
+            if not generated.isdisjoint(names):
+                raise Refusal("ST-01", "COPY cannot write a generated column.", sqlstate="42P10")
+            options = command.options
+            forced = (*(options.force_null or ()), *(options.force_not_null or ()))
+            if not set(forced) <= set(names):
+                raise Refusal(
+                    "ST-01", "FORCE_NULL or FORCE_NOT_NULL names a column that is not copied.", sqlstate="42P10"
+                )
+            rows = rows_at_once(len(names))
+            (many,) = await self.prepare(agent, command.insert(names, rows)) if rows > 1 else (one,)
+        except Refusal as refusal:
+            refusal.template, refusal.position = command.shown, None
+            raise
+        shown = msgspec.structs.replace(command, columns=names).shown
+        told = msgspec.structs.replace(one, understood=msgspec.structs.replace(one.understood, shown=shown))
+        return Copying(names, rows, told, one, many, self._catalog().server_version < CSV_HAS_NO_MARKER)
+
+    def _relation_of(self, target: Sequence[str]) -> CatalogRelation | None:
+        """The relation of this name, if there is one: the policy has not been asked about it."""
+        assert self._resolver is not None  # noqa: S101
+        name = target[-1]
+        schema = target[-2] if len(target) > 1 else self._resolver.schema_of(name) or "public"
+        return self._resolver.catalog.relations.get((schema, name))
 
     def type_oids(self, types: Sequence[tuple[tuple[str, ...], bool]]) -> tuple[int, ...]:
         """OIDs of declared parameter types, each given by its name's parts and whether it is an array of that.
@@ -556,6 +613,42 @@ class Enforcement:
             filled.append(_injected_text(verdict.values[slot.value], slot.array))
             all_formats.append(0)
         return all_formats, filled
+
+    async def bind_copy(
+        self, copying: Copying, binary: bool, rows: Sequence[Sequence[bytes | None]]
+    ) -> list[tuple[Plan, tuple[list[int], list[bytes | None]], int]]:
+        """The INSERTs of these rows: each one's plan, its formats and values, and how many of these are tokens.
+
+        Raises `Refusal`.
+        """
+        one, many = copying.one.plan, copying.many.plan
+        assert one is not None and many is not None and copying.told.verdict is not None  # noqa: S101
+        self.still_valid(copying.told.verdict)
+        width = len(copying.columns)
+        flat = [value for row in rows for value in row]
+        slots = [
+            EncodeSlot(start + slot.parameter, slot.transformation)
+            for start in range(0, len(flat), width)
+            for slot in one.encode
+        ]
+        if slots:
+            await self._encode(msgspec.structs.replace(one, encode=tuple(slots)), flat)
+        encoded = [sum(row[slot.parameter] is not None for slot in one.encode) for row in rows]
+        found = []
+        whole = len(rows) // copying.rows * copying.rows
+        for prepared, first, last, step in (
+            (copying.many, 0, whole, copying.rows),
+            (copying.one, whole, len(rows), 1),
+        ):
+            plan, verdict = prepared.plan, prepared.verdict
+            assert plan is not None and verdict is not None  # noqa: S101
+            injected = [_injected_text(verdict.values[slot.value], slot.array) for slot in plan.injected]
+            formats = [int(binary)] * (step * width) + [0] * len(injected)
+            for start in range(first, last, step):
+                end = start + step
+                values = [*flat[start * width : end * width], *injected]
+                found.append((plan, (formats, values), sum(encoded[start:end])))
+        return found
 
     async def release(
         self, agent: Agent, prepared: Prepared, rows: list[list[bytes | None]], formats: Sequence[int]

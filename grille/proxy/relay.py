@@ -122,6 +122,7 @@ class Portal:
         "done",
         "encoded",
         "inner",
+        "loads",
         "plan",
         "prepared",
         "result_formats",
@@ -152,6 +153,8 @@ class Portal:
         """What is bound upstream: for FETCH that command, with the results of its cursor's query."""
         self.copy = prepared.understood.copy if cursor is None else None
         """It is a COPY TO STDOUT: how its rows are written."""
+        self.loads = False
+        """It is a COPY FROM STDIN: many statements make one run, whose rows are counted by who sends them."""
         self.cursor = cursor
         """The cursor that FETCH and MOVE work on: its rows are counted over all of them."""
         self.inner: Portal | None = None
@@ -238,7 +241,7 @@ class Kind(Enum):
 class Step:
     """One thing to do, in order."""
 
-    __slots__ = ("kind", "max_rows", "parameters", "plan", "portal", "reply", "run", "undo", "visible")
+    __slots__ = ("kind", "max_rows", "parameters", "plan", "portal", "reply", "run", "undo", "visible", "wire")
 
     def __init__(
         self,
@@ -252,6 +255,7 @@ class Step:
         parameters: int = 0,
         visible: bool = True,
         undo: Callable[[], None] | None = None,
+        wire: tuple[Sequence[int], Sequence[bytes | None]] | None = None,
     ) -> None:
         self.kind = kind
         self.plan = plan
@@ -265,6 +269,8 @@ class Step:
         self.visible = visible
         self.undo = undo
         """Takes back what was noted for this step, if an earlier one failed and the server never saw it."""
+        self.wire = wire
+        """What a BIND sends instead of what its portal holds."""
 
 
 class ClientGone(Exception):
@@ -432,10 +438,10 @@ class Relay:
             result_formats = portal.result_formats
             if len(result_formats) > 1:
                 result_formats = (0,) * plan.hidden_columns + result_formats
-            formats, values = portal.wire
+            formats, values = portal.wire if step.wire is None else step.wire
             requests += Bind(portal.upstream, name, tuple(formats), tuple(values), result_formats).encode()
             expectations.append(Expectation(Request.BIND, ours=not step.visible, item=number))
-            portal.wire = ((), ())
+            portal.wire, step.wire = ((), ()), None
         elif kind is Kind.DESCRIBE_PORTAL:
             requests += Describe("P", portal.upstream).encode()
             expectations.append(Expectation(Request.DESCRIBE_PORTAL, ours=not step.visible, item=number))
@@ -578,7 +584,7 @@ class Relay:
         counter.rows += 1
         limits = portal.prepared.limits
         if limits.rows is not None and counter.rows > limits.rows:
-            self._refuse(run, _too_many_rows(limits.rows))
+            self._refuse(run, too_many_rows(limits.rows))
             return
         self._begin_copy(portal, run)
         if (plan.results and any(plan.results)) or limits.distinct_keys_per_hour is not None:
@@ -657,8 +663,8 @@ class Relay:
             complete = CommandComplete.decode(payload)
             if portal is not None:
                 portal.done = True
-            if run is not None:
-                if portal is not None and portal.copy is not None:
+            if run is not None and portal is not None and not portal.loads:
+                if portal.copy is not None:
                     complete = CommandComplete(f"COPY {run.rows}")
                     self._begin_copy(portal, run)
                     self.out += portal.copy.end(first=not run.copied)
@@ -667,7 +673,7 @@ class Relay:
                 if step.plan is not None and step.plan.writes:
                     run.rows = complete.rows
                     if limit is not None and complete.rows > limit:
-                        self._refuse(run, _too_many_rows(limit))
+                        self._refuse(run, too_many_rows(limit))
                         return
                     if not step.plan.returns_rows:
                         try:
@@ -718,7 +724,8 @@ class Relay:
     def _run_of_failure(self, steps: Sequence[Step], number: int) -> Run | None:
         """The execution that an error belongs to; those behind it never happen and are forgotten."""
         if number >= len(steps):  # at Sync: a deferred constraint undoes everything
-            return next((step.run for step in reversed(steps) if step.run is not None), None)
+            last = next((step.run for step in reversed(steps) if step.run is not None), None)
+            return last or next((run for run in reversed(self.runs) if run.portal.loads), None)
         failed = steps[number]
         run = failed.run
         for step in steps[number:]:
@@ -762,7 +769,7 @@ class Relay:
             if step.run is not None:
                 seconds = step.run.portal.prepared.limits.seconds
                 if seconds is not None:
-                    self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
+                    self._timer = asyncio.get_running_loop().call_later(seconds, self.expire, seconds)
                 return
 
     def _disarm(self) -> None:
@@ -770,7 +777,8 @@ class Relay:
             self._timer.cancel()
             self._timer = None
 
-    def _expire(self, seconds: float) -> None:
+    def expire(self, seconds: float) -> None:
+        """The statement that runs has had its ``seconds``."""
         self._timed_out = seconds
         self.cancel()
 
@@ -802,12 +810,7 @@ def judge(server: dict[str, str], plan: Plan | None, timed_out: float | None) ->
     elif missing == "grille_catalogue_changed":
         refusal = Refusal("ST-08", "the database was changed while the statement ran", sqlstate="40001")
     elif sqlstate(server) == "57014" and timed_out is not None:
-        refusal = Refusal(
-            "AC-06",
-            f"the statement took longer than the {timed_out:g} seconds that you may use",
-            sqlstate="57014",
-            hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
-        )
+        refusal = too_slow(timed_out)
     return refusal, plan is not None and (missing == "grille_catalogue_changed" or _is_stale(server))
 
 
@@ -893,7 +896,18 @@ def own_position(server: dict[str, str], plan: Plan | None, text: str, offset: i
     return {"P": str(position + offset)} if position is not None else {}
 
 
-def _too_many_rows(limit: int) -> Refusal:
+def too_slow(seconds: float) -> Refusal:
+    """The refusal of a statement that has had its seconds."""
+    return Refusal(
+        "AC-06",
+        f"the statement took longer than the {seconds:g} seconds that you may use",
+        sqlstate="57014",
+        hint="Ask for less: add a condition on an indexed column, or a LIMIT.",
+    )
+
+
+def too_many_rows(limit: int) -> Refusal:
+    """The refusal of a statement that reads or writes more rows than it may."""
     return Refusal(
         "AC-06",
         f"the statement touches more than the {limit} rows that you may read or write at once",

@@ -40,6 +40,7 @@ from grille.protocols.postgres.commands import (
     SettingsCommand,
     declared,
 )
+from grille.protocols.postgres.copy import CopyInCommand
 from grille.protocols.postgres.framing import Frames, ProtocolViolation, StartupFrames, frontend_limits
 from grille.protocols.postgres.messages import (
     AUTHENTICATION_OK,
@@ -53,6 +54,9 @@ from grille.protocols.postgres.messages import (
     CancelRequest,
     Close,
     CommandComplete,
+    CopyData,
+    CopyDone,
+    CopyFail,
     Describe,
     ErrorResponse,
     Execute,
@@ -76,7 +80,8 @@ from grille.protocols.postgres.messages import (
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
-from grille.proxy.enforcement import Prepared, Understood, event_verdict, relations_of, type_name
+from grille.proxy.copy_in import CopyStream
+from grille.proxy.enforcement import Copying, Prepared, Understood, event_verdict, relations_of, type_name
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
@@ -163,6 +168,7 @@ class Session:
 
     __slots__ = (
         "_before",
+        "_copying",
         "_counted",
         "_cut",
         "_ending",
@@ -253,6 +259,8 @@ class Session:
         self.status = "I"
         self.begun: str | None = None
         """BEGIN as it will be sent, answered but not sent yet."""
+        self._copying: CopyStream | None = None
+        """The COPY FROM STDIN that takes the client's messages."""
         self._before: Settings | None = None
         """The settings to which ROLLBACK goes back."""
         self._isolation = ""
@@ -595,6 +603,8 @@ class Session:
     def cancel(self) -> None:
         """Cancel the statement in flight, if there is one."""
         (self._passthrough or self.relay).cancel()
+        if self._copying is not None:
+            self._copying.cancelled = True
         if self._lane is not None:
             self._lane.cancel()
 
@@ -697,8 +707,8 @@ class Session:
             self._state.receive(_STAND_INS[kind])
             await self._fail(violation, "")
             return
-        if isinstance(message, Terminate):
-            self._state.receive(message)
+        if isinstance(message, Terminate | CopyData | CopyDone | CopyFail):
+            self._state.receive(message)  # of a COPY that has failed: as in PostgreSQL it is dropped
             return
         if isinstance(message, Query) and self._steps and not await self._ahead():
             return
@@ -1225,8 +1235,7 @@ class Session:
             failure.refusal.decision_id = self._decision_of(failure.refusal)
             failure.fields = refusal_fields(failure.refusal)
         self.relay.out += ErrorResponse(_clean(failure.fields)).encode()
-        if self._state.state is state.State.EXTENDED:
-            self._state.happened(state.Event.FAILED)
+        self._skip()
         if failure.refusal is not None and not failure.server_failed:
             # Upstream did not fail, so it is made to, if there is a transaction to fail.
             self._poison = not sync or self.status == "T"
@@ -1250,12 +1259,20 @@ class Session:
             return
         except Refusal as earlier:
             refusal = earlier
+        self._tell(refusal)
+
+    def _tell(self, refusal: Refusal) -> None:
+        """Answer the unit with an error of the proxy's own."""
         self._failed = True
         self._poison = self.relay.connection is not None
         if self.status == "T" and self.relay.connection is None:
             self.status = "E"
         self.relay.out += ErrorResponse(_clean(refusal_fields(refusal))).encode()
-        if self._state.state is state.State.EXTENDED:
+        self._skip()
+
+    def _skip(self) -> None:
+        """An error was told: the rest of the unit is skipped."""
+        if self._state.state in (state.State.EXTENDED, state.State.COPY_IN, state.State.COPY_IN_EXTENDED):
             self._state.happened(state.Event.FAILED)
 
     async def _lost(self, lost: UpstreamLost) -> None:
@@ -1274,8 +1291,7 @@ class Session:
         if not self._failed:
             self._failed = True
             self.relay.out += ErrorResponse(_clean(refusal_fields(lost))).encode()
-            if self._state.state is state.State.EXTENDED:
-                self._state.happened(state.Event.FAILED)
+            self._skip()
 
     def _refuse_in_failed_transaction(self, action: str) -> None:
         if self.status == "E" and action not in _EXIT:
@@ -1524,9 +1540,83 @@ class Session:
             tag = "CLOSE CURSOR ALL"
         elif kind == "unlisten":
             tag = "UNLISTEN"
+        elif isinstance(command, CopyInCommand):
+            await self._copy_in(command, portal)
+            return
         else:
             raise Refusal("ST-05", "this command is not carried by this proxy", sqlstate="0A000")
         self._say(CommandComplete(tag).encode())
+
+    # COPY FROM STDIN
+
+    async def _copy_in(self, command: CopyInCommand, portal: Portal) -> None:
+        """Take the client's rows until CopyDone.  Raises `Refusal` if it may not begin."""
+        copying = await self._enforcement.prepare_copy(self.agent, command)
+        statement = Statement(portal.statement.text, (), copying.told, portal.statement.chain)
+        statement.offset = None
+        told = Portal(statement, copying.told)
+        told.loads = True
+        self._enter(told)
+        self.learn(copying.one)
+        run = Run(told)
+        self.relay.runs.append(run)
+        stream = CopyStream(
+            command,
+            copying,
+            run,
+            enforcement=self._enforcement,
+            relay=self.relay,
+            largest=self.config.max_message_bytes,
+            receive=self._copied,
+            send=functools.partial(self._send, sync=False),
+            same_terms=functools.partial(self._same_copy, copying),
+            count_keys=self._count_keys,
+        )
+        try:
+            self.relay.out += stream.begin()
+            await self._give()
+            self._state.carry_copy()
+            extended = self._state.state is state.State.EXTENDED
+            self._state.happened(state.Event.COPY_IN_EXTENDED if extended else state.Event.COPY_IN)
+            self._copying = stream
+            done = await stream.run()
+        except UpstreamLost:
+            raise
+        except Refusal as refusal:
+            if refusal.fatal:
+                raise
+            run.refusal = refusal
+            if refusal.decision_id is None and copying.told.verdict is not None:
+                refusal.decision_id = copying.told.verdict.id
+            self._tell(refusal)
+            return
+        finally:
+            self._copying = None
+        if done:
+            run.tag = f"COPY {run.rows}"
+            self._say(CommandComplete(run.tag).encode())
+            if copying.one.plan is not None and copying.one.plan.stateful:
+                self._queue_setting("search_path", PINNED["search_path"], local=False)
+
+    async def _same_copy(self, copying: Copying) -> None:
+        for each in (copying.one, copying.many):
+            await self._same_terms(Portal(Statement(each.understood.text, (), each, None), each))
+
+    async def _copied(self, deadline: float | None) -> FrontendMessage:
+        """The client's next message, while it copies.  Raises TimeoutError at ``deadline`` (loop time)."""
+        while True:
+            for kind, payload in self._frames:
+                self._half_since = None
+                message = decode_frontend(kind, payload)
+                self._state.receive(message)
+                if isinstance(message, Terminate):
+                    raise ClientGone
+                return message
+            async with asyncio.timeout_at(deadline):
+                data = await self._read()
+            if not data:
+                raise ClientGone
+            self._frames.feed(data)
 
     # statements and cursors that SQL names
 

@@ -1,4 +1,4 @@
-"""COPY TO STDOUT as a governed query, COPY FROM STDIN as a governed INSERT: their options, and rows as they are written.
+"""COPY TO STDOUT as a governed query, and COPY FROM STDIN as a governed INSERT.
 
 The query runs like any SELECT; its rows are decoded, masked and counted as such, and then written as COPY writes them.
 Rows that come in are read by `grille.protocols.postgres.copy_rows`.
@@ -26,6 +26,8 @@ _TRUE: Final = ("true", "on", "1", "")
 _FALSE: Final = ("false", "off", "0")
 _MARKS: Final = ("format", "delimiter", "null", "quote", "escape")
 _CSV_ONLY: Final = frozenset({"quote", "escape", "force_quote", "force_null", "force_not_null"})
+_AS_IT_IS: Final = (*(("freeze", word) for word in _FALSE), ("on_error", "stop"), ("log_verbosity", "default"))
+"""Options of COPY FROM, with the values that ask for nothing."""
 _LISTS: Final = ("force_quote", "force_null", "force_not_null")
 _ROWS: Final = 64
 """Rows of one INSERT: the most of which a statement is still bounded (`analysis.MAX_LISTED`)."""
@@ -85,7 +87,7 @@ class CopyInCommand(SessionCommand, frozen=True):
         names = ", ".join(map(_quoted_name, columns))
         width = len(columns)
         cells = (", ".join(f"${row * width + n}" for n in range(1, width + 1)) for row in range(rows))
-        return f"INSERT INTO {self._name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({'), ('.join(cells)})"
+        return f"INSERT INTO {self._name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({'), ('.join(cells)})"  # noqa: S608
 
     @property
     def _name(self) -> str:
@@ -236,10 +238,6 @@ def _options(nodes: Sequence[Node], direction: str, lists: Sequence[str]) -> dic
     if kind == "csv" and (made.delimiter == made.quote or made.quote in made.null):
         raise _wrong("The quote of COPY is neither its delimiter nor part of its NULL.")
     return {"format": kind, **given}
-
-
-_AS_IT_IS: Final = tuple((("freeze", word) for word in _FALSE)) + (("on_error", "stop"), ("log_verbosity", "default"))
-"""Options of COPY FROM, with the values that ask for nothing."""
 
 
 def _quoted_name(name: str) -> str:

@@ -94,7 +94,7 @@ class _Lines(Reader):
             while (found := self._next_line(start, last=last)) is not None:
                 line, start = found
                 self._line += 1
-                if self._marker and line == b"\\.":
+                if self._marker and line == b"\\." and self._buffer[start - 1] in b"\r\n":
                     self._over = True
                     return
                 row = self._row(line)
@@ -376,6 +376,4 @@ def _wrong_header() -> Refusal:
 
 
 def _wrong(sentence: str) -> Refusal:
-    return Refusal(
-        "ST-01", sentence, sqlstate="22P04", hint="Correct the data and send them again; nothing was written."
-    )
+    return Refusal("ST-01", sentence, sqlstate="22P04", hint="Correct the data and send them again.")
