@@ -150,7 +150,7 @@ REFUSED = [
     ("SELECT " + " || ".join(["name"] * 2000) + " FROM customers", "ST-06", "54001"),
     # node kinds
     ("MERGE INTO customers c USING accounts a ON c.id = a.id WHEN MATCHED THEN DELETE", "ST-05", "0A000"),
-    ("COPY customers FROM STDIN", "ST-05", "0A000"),
+    ("COPY customers FROM '/tmp/x'", "ST-05", "0A000"),
     ("COPY (SELECT 1) TO PROGRAM 'cat'", "ST-05", "0A000"),
     ("EXPLAIN SELECT * FROM customers", "ST-05", "0A000"),
     ("EXPLAIN ANALYZE DELETE FROM customers", "ST-05", "0A000"),

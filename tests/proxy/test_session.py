@@ -874,7 +874,7 @@ async def test_trace_by_comment_setting_and_startup(world: World) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "COPY t FROM STDIN", "COPY t TO '/tmp/t'", "COPY t FROM PROGRAM 'true'", "LISTEN x",
+        "COPY t FROM '/tmp/t'", "COPY t TO '/tmp/t'", "COPY t FROM PROGRAM 'true'", "LISTEN x",
         "NOTIFY x", "EXPLAIN SELECT 1", "PREPARE TRANSACTION 'x'", "COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'",
         "COMMIT AND CHAIN", "SET CONSTRAINTS t_name_check DEFERRED", "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     ],

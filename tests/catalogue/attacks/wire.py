@@ -506,8 +506,8 @@ def a_commit_among_reads(world: World) -> None:
 
 def copy_messages(world: World) -> None:
     with world.wire("a") as wire:
-        reply = wire.ask(Query("COPY fkc FROM STDIN; SELECT 'after'"))
-        assert reply.denied("ST-05") and "G" not in reply.kinds and not reply.rows
+        reply = wire.ask(Query("COPY secrets FROM STDIN; SELECT 'after'"))
+        assert reply.denied("ST-03") and "G" not in reply.kinds and not reply.rows
         _alive(wire)
     for stray in (CopyData(b"1\t0042\tx\n"), CopyDone()):
         with world.wire("a") as wire:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from tests.catalogue.attacks import columns, errors, rows, wire
+from tests.catalogue.attacks import columns, copying, errors, rows, wire
 from tests.catalogue.cases import NATIVE, SAME, batch, either, row, since, tells
 
 ROWS = [
@@ -730,5 +730,51 @@ ROWS = [
         ("SELECT id FROM people\u200b WHERE id = 77", "ST-03"),
         ("SELECT id\u00a0FROM people WHERE id = 77", "ST-03"),
         ("SELECT id FROM people WHERE id = 77 \u2028 OR true", "ST-01"),
+    ),
+    row(
+        'X135', 'a COPY into columns that may not be written, named or left out', 'CO-02',
+        ("COPY people (id, branch, card) FROM STDIN", "CO-02"),
+        ("COPY people (id, branch, email) FROM STDIN (FORMAT binary)", "CO-02"),
+        ("COPY drift FROM STDIN", "CO-02"),
+        ("COPY contacts FROM STDIN", "CO-02"),
+        ("COPY letters FROM STDIN", "CO-02"),
+        ("COPY derived (id, branch, mail) FROM STDIN", either("CO-02", "ST-01")),
+        ("COPY people (id, branch, nope) FROM STDIN", "ST-03"),
+        ("COPY people (id, branch, xmin) FROM STDIN", "ST-03"),
+        ("COPY people (id, id) FROM STDIN", "ST-01"),
+        ("COPY people (id) FROM STDIN (FORMAT csv, FORCE_NULL (card))", "ST-01"),
+    ),
+    row(
+        'X136', 'values of a COPY for a tokenized column', 'TK-02',
+        copying.values_are_stored_as_tokens,
+    ),
+    row(
+        'X137', 'conditions and options of a COPY that run code or let rows pass', 'ST-02',
+        ("COPY loose FROM STDIN WHERE public.leak(id) > 0", "ST-02"),
+        ("COPY loose FROM STDIN WHERE EXISTS (SELECT FROM secrets)", "ST-02"),
+        ("COPY loose FROM STDIN WHERE true", "ST-02"),
+        ("COPY loose FROM STDIN (ON_ERROR ignore)", "ST-02"),
+        ("COPY loose FROM STDIN (ON_ERROR ignore, LOG_VERBOSITY verbose)", "ST-02"),
+        ("COPY loose FROM STDIN (FREEZE)", "ST-02"),
+        ("COPY loose FROM STDIN (DEFAULT 'x')", "ST-02"),
+        ("COPY loose FROM STDIN (ENCODING 'sjis')", "ST-02"),
+        ("COPY loose FROM STDIN (ENCODING 'utf8', ENCODING 'sjis')", "ST-01"),
+        ("COPY loose FROM '/etc/passwd'", "ST-05"),
+        ("COPY loose FROM PROGRAM 'id'", "ST-05"),
+        ("COPY loose FROM PROGRAM ''", "ST-05"),
+        ("COPY watched FROM STDIN", "ST-02"),
+        ("COPY ruled FROM STDIN", "ST-02"),
+        ("COPY all_notes FROM STDIN", "ST-02"),
+        ("COPY pg_catalog.pg_class FROM STDIN", "ST-03"),
+        ("PREPARE c AS COPY loose FROM STDIN", "ST-01"),
+        ("EXPLAIN COPY loose FROM STDIN", "ST-01"),
+    ),
+    row(
+        'X138', 'messages, statements and ends among the rows of a COPY', 'WP-01',
+        copying.messages_among_the_rows,
+    ),
+    row(
+        'X139', 'what the errors of a COPY tell', 'UP-02',
+        copying.errors_say_nothing_of_rows,
     ),
 ]  # fmt: skip

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from tests.catalogue.attacks import columns, rows, wire
+from tests.catalogue.attacks import columns, copying, rows, wire
 from tests.catalogue.cases import NATIVE, SAME, row, tells
 
 ROWS = [
@@ -86,8 +86,15 @@ ROWS = [
         ("COPY people FROM PROGRAM 'id'", "ST-05"),
     ),
     row(
-        'D10', 'COPY from the client', 'ST-05',
-        ('COPY people FROM STDIN', "ST-05"),
+        'D10', 'COPY from the client', 'RO-02',
+        copying.a_row_outside_of_the_filter,
+        ('COPY people FROM STDIN', "CO-02"),
+        ('COPY secrets FROM STDIN', "ST-03"),
+        ('COPY kid (id) FROM STDIN', "ST-03"),
+        ('COPY part_1 FROM STDIN', "ST-03"),
+        ('COPY nowhere FROM STDIN', "ST-03"),
+        ('COPY ft FROM STDIN', "ST-03"),
+        why='Each row becomes a row of an INSERT, with its check; one that fails undoes them all.',
     ),
     row(
         'D11', 'copies of the rows', 'ST-05',
