@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import io
 import itertools
 import json
 import re
@@ -21,7 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -677,6 +678,126 @@ def test_psql_copies_what_it_may_read(window: Window, tmp_path: Path) -> None:
     told = described(f"\\copy customers (id, name) to '{tmp_path}/out.csv' csv", place)
     assert told.strip() == ""
     assert len((tmp_path / "out.csv").read_text().splitlines()) == len(window.ours)
+
+
+COPIED = ["id", "account_id", "branch", "amount", "at", "counterparty"]
+
+
+@pytest.fixture
+def written(window: Window) -> Iterator[int]:
+    """A first number for rows of a test, which are gone after it."""
+    yield 970_000
+    window.owner("DELETE FROM transactions WHERE id >= 970000")
+    window.owner("DELETE FROM customers WHERE id >= 970000")
+
+
+def person_row(number: int, branch: str = BRANCH, ssn: str = "") -> tuple[Any, ...]:
+    """A customer that nobody has."""
+    last = f"{number % 10000:04d}"
+    name, card = f"New \t{number}\\", f"999911110000{last}"
+    return number, branch, name, ssn or f"901-00-{last}", f"n{last}@new.example", card, dt.date(2026, 1, 2)
+
+
+def copy_rows(connection: psycopg.Connection[Any], sql: str, *rows: tuple[Any, ...], types: Sequence[str] = ()) -> str:
+    """The command tag of a COPY."""
+    cursor = connection.cursor()
+    with cursor.copy(sql) as copy:
+        if types:
+            copy.set_types(types)
+        for row in rows:
+            copy.write_row(row)
+    return cursor.statusmessage or ""
+
+
+def give_up(connection: psycopg.Connection[Any], sql: str, row: tuple[Any, ...]) -> None:
+    with connection.cursor().copy(sql) as copy:
+        copy.write_row(row)
+        raise ZeroDivisionError
+
+
+def test_psycopg_copies_rows_in(window: Window, written: int) -> None:
+    people = [person_row(written + n) for n in range(200)]
+    sql = "COPY customers (id, branch, name, ssn, email, card_number, created) FROM STDIN"
+    count = f"SELECT count(*) FROM customers WHERE id >= {written}"
+    with psycopg.connect(**window.parameters(SERVICE), autocommit=True) as connection:
+        assert copy_rows(connection, sql, *people) == "COPY 200"
+        stored = window.owner(f"SELECT id, name, ssn FROM customers WHERE id >= {written} ORDER BY id")
+        assert [row[:2] for row in stored] == [(person[0], person[2]) for person in people]
+        assert not {row[2] for row in stored} & {person[3] for person in people}
+        found = connection.execute("SELECT id, ssn FROM customers WHERE ssn = %s", ["901-00-0007"]).fetchall()
+        assert found == [(written + 7, "***-**-0007")]
+        types = ["int8", "text", "text", "text", "text", "text", "date"]
+        with connection.transaction():
+            assert copy_rows(connection, f"{sql} (FORMAT binary)", person_row(written + 500), types=types) == "COPY 1"
+        assert window.owner(count) == [(201,)]
+        for row, state in (
+            (person_row(written + 600, "0011"), "42501"),
+            ((written, *person_row(written + 600)[1:]), "23505"),
+            (person_row(written + 600, ssn="not an ssn"), "22023"),
+        ):
+            with pytest.raises(psycopg.Error) as caught:
+                copy_rows(connection, sql, person_row(written + 700), row)
+            assert caught.value.sqlstate == state
+            assert caught.value.diag.context is None and "901-00" not in str(caught.value)
+        with pytest.raises(ZeroDivisionError):
+            give_up(connection, sql, person_row(written + 700))
+        for text in ("COPY accounts FROM STDIN", "COPY customers FROM STDIN WHERE id > 5"):
+            with pytest.raises(psycopg.Error):
+                copy_rows(connection, text)
+        assert connection.execute(count.encode()).fetchone() == (201,)
+        assert window.owner(count) == [(201,)]
+    with (
+        psycopg.connect(**window.parameters(FRAUD), autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        copy_rows(connection, sql, people[0])
+
+
+async def test_asyncpg_copies_rows_in(window: Window, written: int) -> None:
+    (account,) = (each.id for each in window.data.accounts[:1])
+    now = dt.datetime.now(dt.UTC)
+    records = [(written + n, account, BRANCH, Decimal("1.50"), now, f"x{n}") for n in range(300)]
+    connection = await asyncpg.connect(
+        host="localhost", port=window.port, user="x", database="x", ssl=window.context(SERVICE)
+    )
+    try:
+        told = await connection.copy_records_to_table("transactions", records=records, columns=COPIED)
+        assert told == "COPY 300"
+        lines = io.BytesIO(f'id,"account"\n{written + 400},{account},{BRANCH},2,2026-01-01,"a ""b"", c"\n'.encode())
+        told = await connection.copy_to_table("transactions", source=lines, columns=COPIED, format="csv", header=True)
+        assert told == "COPY 1"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.copy_records_to_table(
+                "transactions", records=[(written + 500, account, "0011", Decimal(1), now, "x")], columns=COPIED
+            )
+        with pytest.raises(asyncpg.FeatureNotSupportedError):
+            await connection.copy_records_to_table("transactions", records=records, columns=COPIED, where="id > 5")
+        assert await connection.fetchval("SELECT count(*) FROM transactions WHERE id >= $1", written) == 301
+    finally:
+        await connection.close()
+    assert window.owner(f"SELECT counterparty FROM transactions WHERE id = {written + 400}") == [('a "b", c',)]
+
+
+@pytest.mark.skipif(PSQL is None, reason="psql is not installed")
+def test_psql_copies_rows_in(window: Window, written: int, tmp_path: Path) -> None:
+    account = window.data.accounts[0].id
+    rows = "".join(f"{written + n},{account},{BRANCH},1.25,2026-01-01,x\n" for n in range(1000))
+    (tmp_path / "in.csv").write_text("a,b,c,d,e,f\n" + rows)
+    (tmp_path / "bad.csv").write_text(f"{written + 2000},{account},0011,1,2026-01-01,x\n")
+    columns = ", ".join(COPIED)
+    out, err = psql(
+        window,
+        f"""
+        \\copy transactions ({columns}) from '{tmp_path}/in.csv' csv header
+        \\copy transactions ({columns}) from '{tmp_path}/bad.csv' csv
+        COPY transactions ({columns}) FROM STDIN;
+{written + 3000}\t{account}\t{BRANCH}\t1\t2026-01-01\ty
+\\.
+        SELECT count(*) FROM transactions WHERE id >= {written};
+        """,
+    )
+    assert out == ["COPY 1000", "COPY 1", "1001"]
+    assert err.count("ERROR") == 1 and "[control RO-02" in err and "CONTEXT" not in err
 
 
 # What tools ask about the database

@@ -108,26 +108,27 @@ def a_row_outside_of_the_filter(world: World) -> None:
 def values_are_stored_as_tokens(world: World) -> None:
     new = "123456789"
     with world.wire("a") as wire:
-        for number, (options, data) in enumerate(
-            (
-                ("", b"%d\t0042\t123456789\n"), ("(FORMAT csv)", b'%d,0042,"123456789"\n'),
-                ("", b"%d\t0042\t\\x31\\x323456789\n"), ("(FORMAT csv, NULL 'x', FORCE_NOT_NULL *)", b"%d,0042,123456789\n"),
-            )
-        ):  # fmt: skip
+        forms = (
+            ("", b"%d\t0042\t123456789\n"),
+            ("(FORMAT csv)", b'%d,0042,"123456789"\n'),
+            ("", b"%d\t0042\t\\x31\\x323456789\n"),
+            ("(FORMAT csv, NULL 'x', FORCE_NOT_NULL (ssn))", b"%d,0042,123456789\n"),
+        )
+        for number, (options, data) in enumerate(forms):
             reply = wire.ask(
                 Query(f"COPY people (id, branch, ssn) FROM STDIN {options}"), CopyData(data % (900 + number)), DONE
-            )  # noqa: E501  fmt: skip
+            )
             assert reply.kinds == "GCZ", reply
             ((stored,),) = world.owner(f"SELECT ssn FROM people WHERE id = {900 + number}")
             assert stored != new and len(stored) == len(new)
             shown = wire.ask(Query(f"SELECT ssn FROM people WHERE ssn = '{new}'"))
-            assert shown.rows == [("*****" + new[-4:],)] or shown.rows == [(f"*****{new[-4:]}".encode(),)], shown
+            assert shown.rows == [(f"*****{new[-4:]}".encode(),)], shown
             world.owner(f"DELETE FROM people WHERE id = {900 + number}")
         rows = _binary((struct.pack("!i", 910), b"0042", new.encode()))
         assert (
             wire.ask(Query("COPY people (id, branch, ssn) FROM STDIN (FORMAT binary)"), CopyData(rows), DONE).kinds
             == "GCZ"
-        )  # noqa: E501  fmt: skip
+        )
         assert world.owner("SELECT ssn FROM people WHERE id = 910") != [(new,)]
     world.restore()
     # A token is no clear value, and a clear value that a hidden row has says no more than in an INSERT.
@@ -176,7 +177,7 @@ def messages_among_the_rows(world: World) -> None:
         Bind("", ""),
         Execute(""),
         Describe("S", ""),
-    ):  # noqa: E501  fmt: skip
+    ):
         with world.wire("a") as wire:
             reply = wire.ask(begin, row, message, row, DONE, Sync())
             assert reply.closed and reply.errors[0]["C"] == "08P01" and not reply.rows, reply
