@@ -14,7 +14,7 @@ import postgast
 
 from grille.controls import CONTROLS, Refusal
 from grille.policies.decision import CachePolicy, ColumnObligation, Decision, FieldFilter, Limits
-from grille.protocols.postgres import tree
+from grille.protocols.postgres import copy, copy_rows, tree
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.framing import OVERSIZED, Frames, ProtocolViolation, StartupFrames, frontend_limits
@@ -102,6 +102,65 @@ def frames(data: bytes) -> None:
             client.state = State.IDLE
         if client.state is State.EXTENDED and data[:1] < b"\x80":
             client.happened(Event.FAILED)
+
+
+# Rows of a COPY
+
+FORMATS: Final = tuple(
+    copy.into(postgast.parse(f"COPY t (a, b) FROM STDIN {options}").stmts[0].stmt.copy_stmt).options
+    for options in (
+        "", "(FORMAT csv)", "(FORMAT binary)", "(DELIMITER '|', NULL 'x')", "(HEADER)", "(FORMAT csv, HEADER match)",
+        "(FORMAT csv, QUOTE '''', ESCAPE '\\', NULL 'x')", "(FORMAT csv, ESCAPE '\\', FORCE_NULL (a, b))",
+        "(FORMAT csv, FORCE_NOT_NULL (a), FORCE_NULL (a, b))", "(FORMAT csv, HEADER, DELIMITER ';')",
+    )
+)  # fmt: skip
+PARTS: Final = (
+    b"a", b"b", b"x", b"\\", b"\\N", b"\\.", b"\t", b",", b"|", b"\n", b"\n", b"\n", b'"', b"'", b'"', b"\\\\", b"1",
+    b"7", b";", b"\\x4", b"\\12", b"\xc3\xa9", b"x\tx\n", b"x,x\n", b"x|x\n", b"a,b\n", b"a\tb\n", b"\r", b"\r\n",
+    b"\0",
+)  # fmt: skip
+BINARY: Final = (
+    b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\0\2", b"\0\0\0\1x", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff", b"\0\1",
+    b"\0\2\0\0\0\1x\0\0\0\0",
+)  # fmt: skip
+
+
+def _rows(source: random.Random) -> bytes:
+    number = source.randrange(len(FORMATS))
+    parts = BINARY if FORMATS[number].binary else PARTS
+    data = b"".join(source.choice(parts) for _ in range(source.randrange(16)))
+    if FORMATS[number].binary and source.random() < 0.8:
+        data = BINARY[0] + data
+    if source.random() < 0.1:
+        data += source.randbytes(3)
+    return bytes([number + len(FORMATS) * source.randrange(2)]) + data
+
+
+def read_rows(options: copy.CopyIn, data: bytes, size: int, *, csv_marker: bool = False) -> list[Any]:
+    """The rows in pieces of this size, and at the end what was wrong."""
+    found: list[Any] = []
+    reader = copy_rows.reader(options, ("a", "b"), largest=1 << 20, csv_marker=csv_marker)
+    try:
+        for start in range(0, len(data), size):
+            for row in reader.feed(data[start : start + size]):
+                found.append(row)
+        found += reader.end()
+    except Refusal as refusal:
+        found.append((refusal.sqlstate, refusal.message))
+    return found
+
+
+def rows(data: bytes) -> None:
+    """The same rows of two values however the bytes arrive, or the same reason why they are none."""
+    old, number = divmod(data[0] if data else 0, len(FORMATS))
+    options, data = FORMATS[number], data[1:]
+    whole = read_rows(options, data, len(data) or 1, csv_marker=old > 0)
+    for size in (1, 3, 7):
+        assert read_rows(options, data, size, csv_marker=old > 0) == whole, data
+    for row in whole[:-1]:
+        assert isinstance(row, list) and len(row) == 2
+    if whole and isinstance(whole[-1], tuple):
+        assert whole[-1][0] in ("22P04", "54000")
 
 
 def startup(data: bytes) -> None:
@@ -280,5 +339,6 @@ def targets(cluster: Cluster) -> tuple[Target, ...]:
         Target("frames", _stream, frames),
         Target("startup", _startup, startup),
         Target("lexer", _hostile, lexer),
+        Target("rows", _rows, rows),
         Target("statements", _statement, plans.check),
     )
