@@ -18,6 +18,7 @@ from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavai
 from grille.protocols.operation import Operation
 from grille.protocols.postgres.analysis import Sensitive
 from grille.protocols.postgres.catalog import Catalog
+from grille.protocols.postgres.copy import CopyInCommand
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
@@ -95,6 +96,10 @@ async def _explain(
         print(f"chain       {msgspec.json.encode(chain).decode()}")
     try:
         all_prepared = await enforcement.prepare(agent, text, simple=True)
+        for number, prepared in enumerate(all_prepared):
+            if isinstance(prepared.command, CopyInCommand):
+                print("\nCOPY FROM STDIN: each row that comes is checked as a row of this INSERT")
+                all_prepared[number] = (await enforcement.prepare_copy(agent, prepared.command)).one
     except Refusal as refusal:
         await _print_refusal(agent, refusal, pdp)
         return 1

@@ -132,6 +132,8 @@ class Generator:
             return Script([self._statement(self._read)], number)
         if roll < 0.76:
             return Script(self._prepared() if self._chance(0.5) else self._cursor(), number)
+        if roll < 0.78:
+            return Script([self._copy() for _ in range(self._r.choice((1, 1, 2)))], number, commits=True)
         if roll < 0.81:
             return Script(
                 [self._statement(self._write) for _ in range(self._r.choice((1, 1, 2)))], number, commits=True
@@ -1031,6 +1033,44 @@ class Generator:
                     conflict += f" WHERE {self._simple(0)}"
                     self._levels.pop()
         return f"INSERT INTO {target} {body}{conflict}{self._returning(self._named(table, table))}"
+
+    def _copy(self) -> Statement:
+        """A COPY FROM STDIN, and the INSERT of the same rows."""
+        table = self._r.choice(_WRITABLE)
+        named = [c for c in TABLES[table] if c.sql in ("id", "tenant", "name", "day") or self._chance(0.5)]
+        csv = self._chance(0.5)
+        count = self._v.choice((1, 1, 2, 3, 8, 70))
+        rows = [
+            [str(400 + n) if count > 3 and c.sql == "id" else self._copied(table, c, count) for c in named]
+            for n in range(count)
+        ]
+        listed = ", ".join(c.sql for c in named)
+        values = ", ".join(
+            "(" + ", ".join("NULL" if v is None else "'" + v.replace("'", "''") + "'" for v in row) + ")"
+            for row in rows
+        )
+        if csv:
+            data = "".join(
+                ",".join("" if v is None else '"' + v.replace('"', '""') + '"' for v in row) + "\n" for row in rows
+            )
+        else:
+            data = "".join("\t".join("\\N" if v is None else v for v in row) + "\n" for row in rows)
+        return Statement(
+            f"INSERT INTO {table} ({listed}) VALUES {values}",
+            copy=f"COPY {table} ({listed}) FROM STDIN{' (FORMAT csv)' if csv else ''}",
+            data=data,
+        )
+
+    def _copied(self, table: str, column: Column, count: int) -> str | None:
+        """A value as text."""
+        if column.sql == "tenant" and count > 3 and self._v.random() < 0.97:
+            return "a"
+        if column.sql == "id":
+            return self._new_id(table)
+        if column.sql in ("tenant", "region_id", "customer_id", "name", "code", "day"):
+            literal = self._new_value(column)
+            return None if literal == "NULL" else literal.strip("'")
+        return None if self._v.random() < 0.1 else self._value(column.type)
 
     def _update(self) -> str:
         table = self._r.choice(_WRITABLE)

@@ -97,7 +97,7 @@ class Bench:
     def alone(self, name: str, statements: Sequence[Statement]) -> list[Outcome]:
         """Run one script, and leave no transaction open."""
         connection = self.session(name)
-        outcomes = ask(connection, statements)
+        outcomes = ask(connection, statements, copies=not name.startswith("native"))
         if connection.status == pq.ConnStatus.OK and connection.transaction_status != pq.TransactionStatus.IDLE:
             connection.exec_(b"ROLLBACK")
         return outcomes
@@ -292,7 +292,7 @@ def _as_json(statement: Statement) -> dict[str, Any]:
         ]
     if statement.ordered:
         content["ordered"] = list(statement.ordered)
-    for name in ("simple", "judged", "fails"):
+    for name in ("simple", "judged", "fails", "copy", "data"):
         if getattr(statement, name) != Statement._field_defaults[name]:
             content[name] = getattr(statement, name)
     return content
@@ -310,6 +310,8 @@ def read(path: Path) -> Script:
             each.get("simple", False),
             each.get("judged", True),
             each.get("fails", False),
+            each.get("copy", ""),
+            each.get("data", ""),
         )
         for each in content["statements"]
     ]

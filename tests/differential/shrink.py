@@ -59,7 +59,7 @@ def _trials(wanted: Script) -> Iterator[Script]:
     if len(wanted.statements) == 3 and wanted.statements[1].sql.startswith(("SELECT", "WITH", "(")):
         yield replace(wanted, statements=[wanted.statements[1]])
     for index, statement in enumerate(wanted.statements):
-        if not statement.judged:
+        if not statement.judged or statement.copy:
             continue
         for sql in _smaller(statement.sql):
             changed = statement._replace(sql=sql, ordered=())

@@ -33,6 +33,10 @@ class Statement(NamedTuple):
     """False for BEGIN and the like."""
     fails: bool = False
     """An expression in it may fail on rows that the agent may see."""
+    copy: str = ""
+    """A COPY FROM STDIN for Grille; row security has none, so there `sql` is the INSERT of its rows."""
+    data: str = ""
+    """The rows of `copy`."""
 
 
 class Outcome(NamedTuple):
@@ -78,12 +82,14 @@ def receive(connection: pq.abc.PGconn, count: int) -> list[Outcome]:
     return outcomes
 
 
-def ask(connection: pq.abc.PGconn, statements: Sequence[Statement]) -> list[Outcome]:
-    """Send one after the other, simple Queries as such, and receive."""
+def ask(connection: pq.abc.PGconn, statements: Sequence[Statement], *, copies: bool = True) -> list[Outcome]:
+    """Send one after the other, simple Queries as such, and receive.  ``copies``: COPY is sent as such."""
     outcomes = []
     for statement in statements:
         if connection.status != pq.ConnStatus.OK:
             outcomes.append(Outcome("lost"))
+        elif statement.copy and copies:
+            outcomes.append(_copy(connection, statement))
         elif statement.simple:
             outcomes.append(_outcome(connection.exec_(statement.sql.encode())))
         else:
@@ -95,6 +101,19 @@ def ask(connection: pq.abc.PGconn, statements: Sequence[Statement]) -> list[Outc
                 )
             )
     return outcomes
+
+
+def _copy(connection: pq.abc.PGconn, statement: Statement) -> Outcome:
+    result = connection.exec_(statement.copy.encode())
+    if result.status == pq.ExecStatus.COPY_IN:
+        connection.put_copy_data(statement.data.encode())
+        connection.put_copy_end()
+        found = Outcome("lost")
+        while (ended := connection.get_result()) is not None:
+            found = _outcome(ended)
+    else:
+        found = _outcome(result)
+    return found._replace(tag=found.tag.replace("COPY ", "INSERT 0 "))
 
 
 def _outcome(result: pq.abc.PGresult) -> Outcome:
