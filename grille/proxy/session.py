@@ -353,7 +353,8 @@ class Session:
         runs, self.relay.runs = self.relay.runs, []
         for run in runs:
             if run.tag == "" and run.refusal is None and run.sqlstate == "":
-                run.status = "unknown" if _writes(run.portal.prepared) else "error"
+                # A COPY that did not come to its end is undone with its connection.
+                run.status = "unknown" if _writes(run.portal.prepared) and not run.portal.loads else "error"
         await self.relay.settled()
         self._release()
         for run in runs:
