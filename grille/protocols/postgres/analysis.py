@@ -95,6 +95,7 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
         "RangeVar": "catalogname schemaname relname inh relpersistence alias",
         "RangeSubselect": "lateral subquery alias",
         "RangeFunction": "lateral ordinality functions alias",
+        "RangeTableSample": "relation method args repeatable",
         "JoinExpr": "jointype is_natural larg rarg using_clause quals",
         "Alias": "aliasname colnames",
         "ResTarget": "name val",
@@ -254,6 +255,8 @@ class Item:
     """Of a catalogue relation."""
     whole: bool = False
     """It is read as a whole row somewhere."""
+    sample: Any = None
+    """The RangeTableSample around its RangeVar: only a part of its rows is read."""
 
     @property
     def qualified(self) -> str:
@@ -995,7 +998,28 @@ class Analyzer:
             return self._range_subselect(node.range_subselect, scope)
         if kind == "range_function":
             return self._range_function(node.range_function, scope)
+        if kind == "range_table_sample":
+            return self._sampled(node, scope)
         return _refuse_kind(kind)
+
+    def _sampled(self, node: Node, scope: Scope) -> Namespace:
+        """``relation TABLESAMPLE method (percentage)``: rows or blocks are chosen by where they are stored."""
+        sample = node.range_table_sample
+        self._closed(sample)
+        namespace = self._from(sample.relation, scope)
+        item = namespace.items[0]
+        if item.kind != "relation" or item.relation is None or item.relation.kind not in "rpm":
+            raise _unsupported("TABLESAMPLE of anything but a table")
+        if [part.string.sval for part in sample.method] not in (["bernoulli"], ["system"]) or len(sample.args) != 1:
+            raise _unsupported("A sampling method other than BERNOULLI and SYSTEM")
+        for number in [*sample.args, *([sample.repeatable] if sample.HasField("repeatable") else [])]:
+            if kind_of(number) not in ("a_const", "param_ref"):
+                raise _unsupported("TABLESAMPLE with anything but a constant or a parameter")
+            self._unlabelled(number, self._expression(number, scope))
+        item.node, item.sample = node, sample
+        self._result.unbounded = True
+        self._raising += True
+        return namespace
 
     def _range_var(self, node: Node, scope: Scope) -> Namespace:
         var = node.range_var

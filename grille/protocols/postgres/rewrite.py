@@ -442,6 +442,8 @@ class _Rewrite:
         pin = _pin(relation)
         where = pin if condition is None else tree.both([condition, pin])
         source = pb.Node(range_var=tree.relation(relation.schema, relation.name, only=item.only))
+        if item.sample is not None:
+            source = self._sampled(item, source)
         select = tree.subselect(targets, source, where, fence=fence)
         item.node.CopyFrom(
             pb.Node(
@@ -450,6 +452,22 @@ class _Rewrite:
                 )
             )
         )
+
+    def _sampled(self, item: Item, source: Node) -> Node:
+        """TABLESAMPLE, which tells how rows lie in the table's blocks: that would tell of hidden ones among them."""
+        assert item.relation is not None  # noqa: S101
+        if self._hides(item) or item.relation.row_security:
+            raise Refusal(
+                "ST-02",
+                f'TABLESAMPLE on "{item.qualified}", of which this agent may not read all rows, is not supported: '
+                "it would tell how many others there are.",
+                sqlstate="0A000",
+                hint="Use a condition on random() instead: WHERE random() < 0.1.",
+            )
+        sample = pb.RangeTableSample()
+        sample.CopyFrom(item.sample)
+        sample.relation.CopyFrom(source)
+        return pb.Node(range_table_sample=sample)
 
     def _row(self, site: RowSite) -> None:
         """``(SELECT r FROM (SELECT p.a, p.b) r)``; NULL for a row that an outer join has filled up."""
