@@ -260,6 +260,8 @@ TABLE: list[tuple[str, bool, bool, int | None]] = [
     ("INSERT INTO line VALUES ($1, $2, $3)", False, True, None),
     ("INSERT INTO line SELECT id, 1, 2 FROM acc WHERE id = 1", False, True, None),
     ("INSERT INTO line SELECT id, 1, 2 FROM acc", False, False, None),
+    ("SELECT id FROM cust TABLESAMPLE SYSTEM (1) WHERE id = 1", True, False, None),
+    ("SELECT id FROM cust TABLESAMPLE SYSTEM (1) LIMIT 5", True, False, None),
     ("INSERT INTO line VALUES " + ", ".join(["(1, 2, 3)"] * (MAX_LISTED + 1)), False, False, None),
 ]  # fmt: skip
 
@@ -267,7 +269,7 @@ REFUSED = [
     "SELECT nextval('s')", "SELECT setval('s', 1)", "SELECT currval('s')", "SELECT lastval()", "SELECT setseed(0.5)",
     "SELECT pg_notify('a', 'b')", "SELECT pg_advisory_lock(1)",
     "SELECT pg_try_advisory_xact_lock(1)", "SELECT lo_creat(1)", "SELECT txid_current()", "SELECT pg_export_snapshot()",
-    "SELECT bal INTO copied FROM acc", "SELECT bal FROM acc TABLESAMPLE SYSTEM (1) WHERE id = 1",
+    "SELECT bal INTO copied FROM acc",
     "WITH d AS (DELETE FROM acc WHERE id = 1 RETURNING id) SELECT id FROM d",
 ]  # fmt: skip
 """What a plan need not judge, because no statement with it gets as far as a plan."""

@@ -49,7 +49,7 @@ def limit_of(analysis: Analysis) -> int | None:
     """The constant LIMIT of the outermost SELECT if reading may stop there, else None.
 
     It may not where all rows are needed for the first one: ORDER BY, DISTINCT, grouping, aggregates, windows, set
-    operations, a large OFFSET.
+    operations, a large OFFSET; and where a sample may hold too few.
     """
     if kind_of(analysis.statement) != "select_stmt" or analysis.aggregated:
         return None
@@ -58,6 +58,7 @@ def limit_of(analysis: Analysis) -> int | None:
         select.op != pb.SETOP_NONE
         or select.limit_option == pb.LIMIT_OPTION_WITH_TIES
         or select.sort_clause
+        or any(item.sample is not None for item in analysis.items)
         or select.distinct_clause
         or select.group_clause
         or select.HasField("having_clause")
