@@ -110,7 +110,9 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
         "CaseWhen": "expr result",
         "CoalesceExpr": "args",
         "MinMaxExpr": "op args",
-        "FuncCall": "funcname args agg_order agg_filter over agg_within_group agg_star agg_distinct funcformat",
+        "FuncCall": "funcname args agg_order agg_filter over agg_within_group agg_star agg_distinct funcformat "
+        "func_variadic",
+        "NamedArgExpr": "arg name argnumber",
         "TypeCast": "arg type_name",
         "TypeName": "names typmods typemod array_bounds",
         "SubLink": "sub_link_type testexpr oper_name subselect",
@@ -2042,9 +2044,11 @@ class Analyzer:
         infos: list[_Info] = []
         bare = len(self._bare)
         references, self._references = self._references, {}
+        named = False
         for argument in message.args:
             if kind_of(argument) == "named_arg_expr":
-                raise _unsupported("A named argument")
+                self._closed(argument.named_arg_expr)
+                argument, named = argument.named_arg_expr.arg, True
             info = self._expression(argument, scope)
             if info.label is not None and counting:
                 self._equality_on(info.label)
@@ -2064,6 +2068,8 @@ class Analyzer:
         if message.HasField("over"):
             self._window(message.over, scope)
         arguments = () if message.agg_star else tuple(info.type for info in infos)
+        if named or message.func_variadic:
+            return self._loose_call(message, schema, name, infos)
         candidates = self._resolver.function(schema, name, arguments)
         if not candidates:
             raise _function_refusal(name)
@@ -2114,6 +2120,39 @@ class Analyzer:
             )
         types = {self._resolver.result_type(candidate, arguments) for candidate in candidates}
         return _Info(types.pop() if len(types) == 1 else None, None, leakproof, constant)
+
+    def _loose_call(self, message: Any, schema: str | None, name: str, infos: Sequence[_Info]) -> _Info:
+        """A call with named arguments or VARIADIC: every function of this name must be one that it may mean.
+
+        Which argument goes where is not known, so that each may go anywhere (docs/decisions/0006-candidate-sets.md).
+        """
+        candidates = self._resolver.functions(schema, name) if self._resolver.path is None else ()
+        if any(c.kind in "aw" for c in candidates) or self._resolver.path is not None:
+            raise _unsupported("A named argument, or VARIADIC, of such a function")
+        if message.func_variadic and not any(c.variadic for c in candidates):
+            raise _unsupported(f'VARIADIC of "{name}", which takes no such argument,')
+        if not candidates or not all(self._purity.pure(c.oid) for c in candidates):
+            raise _function_refusal(name)
+        for candidate in candidates:
+            own = candidate.schema != "pg_catalog"
+            wanted = candidate.arguments
+            for given in infos:
+                for kind in wanted:
+                    self._converted(given, kind)
+            if any(self._catalog.types[kind].kind == "p" for kind in wanted):
+                _no_mixed_names([self._object_type(info.type) for info in infos])
+            self._functions.add(f"{candidate.schema}.{candidate.name}")
+            self._result.stateful = self._result.stateful or (own and candidate.volatility == "v")
+            self._result.impure = self._result.impure or self._result.stateful
+            self._result.unbounded = (
+                self._result.unbounded or candidate.returns_set or (own and candidate.volatility != "i")
+            )
+            self._volatile_seen = self._volatile_seen or candidate.volatility == "v"
+        results = {candidate.result for candidate in candidates}
+        result = results.pop() if len(results) == 1 else None
+        if result is not None and self._catalog.types[result].kind == "p":
+            result = None
+        return _Info(result, None, False)
 
     def _session_value(self, node: Node, name: str) -> _Info:
         """``current_schema`` and the like are answered from proxy state: the upstream's own are not the agent's."""

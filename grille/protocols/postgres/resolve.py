@@ -289,6 +289,14 @@ class Resolver:
         fitting = [c for c in found if self._coercible(types, c.arguments, "i")]
         return tuple(c.item for c in self._select(types, fitting))
 
+    def functions(self, schema: str | None, name: str) -> tuple[Function, ...]:
+        """All functions of a name, whatever they take; none if it may be taken for a cast."""
+        own = self._own_functions.get(name, ()) if schema is None else ()
+        schema = schema or "pg_catalog"
+        if (schema, name) in self._types or name in self._own_types:
+            return ()
+        return tuple(f for f in (*self._functions.get((schema, name), ()), *own) if f.kind != "p")
+
     def result_type(self, function: Function, arguments: Sequence[int | None]) -> int | None:
         """The result type of a call, polymorphic ones resolved; None if it cannot be told."""
         declared = _declared(function, len(arguments))
