@@ -668,7 +668,10 @@ class Generator:
             return self._cast_constant(kind)
         if column.marked and kind in ("int", "text") and self._chance(0.25):
             return f"public.leak({column.sql})"
-        return column.sql if self._chance(0.85) else self._cast_constant(kind)
+        if self._chance(0.85):
+            alias, dot, name = column.sql.partition(".")
+            return f"({alias}).{name}" if dot and self._chance(0.03) else column.sql
+        return self._cast_constant(kind)
 
     def _expression(self, kind: str, depth: int, *, plain: bool = False) -> str:
         """An expression of this type; ``plain``: without sub-selects."""
@@ -712,6 +715,7 @@ class Generator:
                 lambda: f"({self._leaf('json')} ->> 'k')",
                 lambda: f"({self._leaf('tags')})[1]",
                 lambda: f"replace({self._leaf('text')}, 'ann', 'x')",
+                lambda: f"concat(VARIADIC ARRAY[{self._leaf('text')}, {self._leaf('text')}])",
                 lambda: f"array_to_string({self._leaf('tags')}, ',')",
                 lambda: f"to_char({self._leaf('date')}, 'YYYY-MM')",
             ],

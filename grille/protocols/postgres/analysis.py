@@ -1359,6 +1359,8 @@ class Analyzer:
         changed = False
         for node in targets:
             value = node.res_target.val
+            if kind_of(value) == "a_indirection":
+                self._field_of_row(value, scope)
             parts = list(value.column_ref.fields) if kind_of(value) == "column_ref" else []
             if len(expanded) > MAX_COLUMNS:
                 break
@@ -2429,7 +2431,9 @@ class Analyzer:
         self._all(message.args, scope)
         return _Info(None, None, False)
 
-    def _a_indirection(self, _node: Node, message: Any, scope: Scope) -> _Info:
+    def _a_indirection(self, node: Node, message: Any, scope: Scope) -> _Info:
+        if self._field_of_row(node, scope):
+            return self._expression(node, scope)
         base = self._all([message.arg], scope)[0]
         for part in message.indirection:
             if kind_of(part) != "a_indices":
@@ -2439,6 +2443,28 @@ class Analyzer:
                 if part.a_indices.HasField(name):
                     self._all([getattr(part.a_indices, name)], scope)
         return _Info(None if base.type is None else self._element(base.type), None, False)
+
+    def _field_of_row(self, node: Node, scope: Scope) -> bool:
+        """Make ``(t).column`` and ``(t).*`` into ``t.column`` and ``t.*``, which they are where `t` is no column."""
+        indirection = node.a_indirection
+        argument = indirection.arg.column_ref if kind_of(indirection.arg) == "column_ref" else None
+        if argument is None or len(argument.fields) != 1 or len(indirection.indirection) != 1:
+            return False
+        name, part = argument.fields[0].string.sval, indirection.indirection[0]
+        if not name or kind_of(part) not in ("string", "a_star"):
+            return False
+        level: Scope | None = scope
+        item: Item | None = None
+        while level is not None:
+            if any(entry.name == name for entry in level.namespace.entries):
+                return False
+            item = item or next((each for each in level.namespace.items if each.name == name), None)
+            level = level.parent
+        if item is None or item.kind == "function":
+            return False
+        fields = [pb.Node.FromString(each.SerializeToString()) for each in (argument.fields[0], part)]
+        node.CopyFrom(pb.Node(column_ref=pb.ColumnRef(fields=fields, location=argument.location)))
+        return True
 
     def _collate_clause(self, _node: Node, message: Any, scope: Scope) -> _Info:
         info = self._all([message.arg], scope)[0]

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from tests.catalogue.attacks import columns
-from tests.catalogue.cases import NATIVE, SAME, row, since, tells
+from tests.catalogue.cases import NATIVE, SAME, either, row, since, tells
 
 ROWS = [
     row(
@@ -38,8 +38,22 @@ ROWS = [
     row(
         'C3', 'fields of a composite value', 'CO-03',
         ('SELECT (ARRAY[p])[1].ssn FROM people p', "CO-03"),
-        ('SELECT (p).ssn FROM people p', "CO-03"),
-        ('SELECT (d).email FROM drift d', "ST-02"),
+        ("SELECT (p).ssn, (p).card, (p).pin, (people).email FROM people p, people WHERE p.id = 3 AND (people).id = 3", [("*****0003", None, None, "u***@bank.example")]),
+        ("SELECT (p).ssn || 'x' FROM people p", "CO-03"),
+        ("SELECT id FROM people p WHERE (p).card = 'x'", "CO-03"),
+        ("SELECT (p).* FROM people p WHERE id = 3", SAME),
+        ("SELECT (p).* FROM people p WHERE id = 77", []),
+        ("SELECT (p).id FROM people p WHERE public.leak((p).id) > 0 ORDER BY (p).id", SAME),
+        ("SELECT (p).name, count(*) FROM people p GROUP BY (p).name HAVING (p).name LIKE '%1' ORDER BY 1", NATIVE),
+        ("SELECT (p).spy FROM people p", "ST-03"),
+        ("SELECT (p).xmin FROM people p", "ST-03"),
+        ("SELECT (p).nope FROM people p", "ST-03"),
+        ("SELECT (secrets).ssn FROM people p", either("ST-03", "ST-02")),
+        ("SELECT (q).ssn FROM (SELECT ssn FROM people WHERE id = 3) q", [("*****0003",)]),
+        ("SELECT (q).name FROM (SELECT (p).* FROM people p) q WHERE public.leak((q).name) = 'visible 3'", [("visible 3",)]),
+        ("SELECT (name).length FROM people", "ST-02"),
+        ("SELECT (p.*).ssn FROM people p", either("CO-03", "ST-02")),
+        ("SELECT (d).email FROM drift d WHERE id = 1", [("c***@bank.example",)]),
         ('SELECT (ARRAY[d])[1].email FROM drift d', "ST-02"),
         why='A field is taken from its relation only.',
     ),
