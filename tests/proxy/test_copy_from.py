@@ -35,6 +35,7 @@ from grille.protocols.postgres.messages import (
 )
 from grille.proxy import copy_in, enforcement
 from grille.proxy.catalog import read_catalog
+from grille.proxy.shown import Shown
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.provider import TokenRequest
 from grille.tokenization.transformation import Key, Transformation
@@ -563,3 +564,24 @@ async def test_copies_at_the_same_time_do_not_meet(world: World) -> None:
 
     await asyncio.gather(*(one(1000 * n) for n in range(1, 8)))
     assert world.direct("SELECT count(*) FROM people WHERE id >= 1000") == [(2100,)]
+
+
+async def test_it_reads_no_keys(world: World) -> None:
+    """Rows that come from the agent itself hold none of the database's: `distinct_keys_per_hour` is no matter."""
+    catalog = world.services.enforcement["bank"]._catalog
+    world.services.shown["bank"] = Shown(catalog)  # type: ignore[index]
+    world.policies.limits = Limits(distinct_keys_per_hour=1)  # type: ignore[attr-defined]
+    rows = b"".join(b"%d\t0042\n" % n for n in range(10, 2010))
+    assert kinds(await copied(world, "COPY people (id, branch) FROM STDIN", rows)) == "GCZ"
+    assert world.services.quotas.keys(test_passthrough.SPIFFE_ID) == 0
+
+
+async def test_statements_are_counted_once(world: World) -> None:
+    world.policies.limits = Limits(statements_per_minute=2)  # type: ignore[attr-defined]
+    client = await world.client()
+    sql = Query("COPY people (id, branch) FROM STDIN")
+    for start in (10, 2010):
+        rows = b"".join(b"%d\t0042\n" % n for n in range(start, start + 2000))
+        assert kinds(await client.ask(sql, CopyData(rows), DONE)) == "GCZ"
+    told = await client.ask(sql)
+    assert kinds(told) == "EZ" and error(told)["C"] == "53400"
