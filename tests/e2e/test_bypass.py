@@ -411,6 +411,7 @@ GRAFTED_ON = [
     "INSERT INTO people (id, branch) SELECT 1, '0042' ON CONFLICT (id) DO UPDATE SET name = 'x' WHERE people.id = 1 RETURNING id",
     "WITH w AS (SELECT 1 AS x) UPDATE people SET name = 'x' FROM w WHERE id = x RETURNING id",
     "WITH w AS (SELECT 1 AS x) DELETE FROM people USING w WHERE id = x RETURNING id",
+    "SELECT (b).city, make_interval(days => 1), concat(VARIADIC ARRAY['a']) FROM branches b TABLESAMPLE SYSTEM (1) REPEATABLE (2)",
 ]  # fmt: skip
 
 
