@@ -52,7 +52,7 @@ from grille.protocols.postgres.statement import GOVERNED, classify, raw_statemen
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
 from grille.proxy.catalog_own import LOOK, View, view
-from grille.proxy.enforcement import Lru, answered, granted, no_answer, relations_of
+from grille.proxy.enforcement import Lru, answered, asked_about, granted, no_answer
 from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
 from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
 
@@ -455,6 +455,7 @@ class Isolated(Passthrough):
         self._rests_on(verdict.decision.not_after)
         judged.decided = {
             "verdict": granted(verdict, statement=tag, passed=refusal.control),
+            "action": "passthrough",
             "text": refusal.message,
         }
         return judged
@@ -525,8 +526,7 @@ class Isolated(Passthrough):
         self._rests_on(verdict.decision.not_after)
         judged.decided = {
             "verdict": granted(verdict, filters_hash=verdict.filters_hash, cached=cached, statement=tag),
-            "relations": relations_of(operation, verdict),
-            "functions": operation.functions,
+            **asked_about(operation, verdict),
         }
         return judged
 

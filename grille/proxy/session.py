@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from grille.audit.encoding import commit, event_id, timestamp
-from grille.audit.event import Chain, Event, Level, Outcome, Relation, Value, Verdict
+from grille.audit.event import Chain, Event, Level, Outcome, Value, Verdict
 from grille.audit.fused import session_piece
 from grille.controls import Refusal
 from grille.policies.decision import Limits
@@ -76,7 +76,7 @@ from grille.protocols.postgres.messages import (
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
-from grille.proxy.enforcement import Prepared, Understood, event_verdict, relations_of, type_name
+from grille.proxy.enforcement import Prepared, Understood, asked_about, event_verdict, type_name
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
@@ -361,6 +361,10 @@ class Session:
             await self._record_refusal(refusal, "", name="refused")
         self.stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
+    def _asked_to_connect(self) -> dict[str, Any]:
+        """What the policy is asked about the session and its statements, but for the operation."""
+        return {"action": "connect", "scopes": self.agent.scopes, "attributes": self.agent.attributes}
+
     async def _note(self, name: str, **more: Any) -> None:
         level = self.services.recorder.level(writes=False) if name == "connect" else "process"
         event = self._event("session", name, level, time.time(), **more)
@@ -412,7 +416,7 @@ class Session:
         else:
             startup = accept(version, first.parameters)
             self._begin_session(startup)
-            await self._note("connect")
+            await self._note("connect", **self._asked_to_connect())
             self._told = self._reported()
             reported = dict(zip(answers.REPORTED, self._told, strict=True))
         out = bytearray()
@@ -478,7 +482,7 @@ class Session:
             refused=self._record_refusal,
             check_end=self._check_end,
         )
-        await self._note("connect", verdict=enforcement.granted(verdict))
+        await self._note("connect", **self._asked_to_connect(), verdict=enforcement.granted(verdict))
         return connection
 
     def _shown(self, name: str) -> str | None:
@@ -1937,9 +1941,7 @@ class Session:
         more: dict[str, Any] = {}
         if verdict is not None:
             more["verdict"] = event_verdict(prepared, refusal)
-            if understood.operation is not None:
-                more["relations"] = relations_of(understood.operation, verdict)
-                more["functions"] = understood.operation.functions
+            more.update(asked_about(understood.operation, verdict))
         # What the proxy answers for drivers is a closed set of texts without constants.
         shown = portal.statement.text if portal.statement.answer is not None else understood.shown
         if intent:
@@ -1985,10 +1987,7 @@ class Session:
         stripped, chain = cut_comment(text)
         more: dict[str, Any] = {}
         if isinstance(refusal.operation, Operation):
-            more["relations"] = tuple(
-                Relation(use.qualified, use.access, use.columns) for use in refusal.operation.relations
-            )
-            more["functions"] = refusal.operation.functions
+            more.update(asked_about(refusal.operation, None))
         event = self._event(
             "statement" if name == "statement" else "session",
             name,
