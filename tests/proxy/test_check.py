@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,55 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from grille.proxy.authority import Authority
-from grille.proxy.check import check
-from grille.proxy.config import load
 from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster, debian_binaries
-from grille.proxy.demo.config_files import write_config, write_secrets
-
-TABLE = """
-CREATE TABLE customers (id int PRIMARY KEY, ssn text, card_number varchar(32), email text);
-CREATE VIEW customer_export AS SELECT * FROM customers
-"""
-
-
-class Setting:
-    """A configuration in order, to be changed."""
-
-    def __init__(self, directory: Path, cluster: Cluster, database: str) -> None:
-        self.files, self._keys = write_secrets(directory)
-        self.password = self.files.password.read_text().strip()
-        self.directory = directory
-        self.cluster = cluster
-        self.database = database
-        self.sql(
-            f"DO $$ BEGIN CREATE ROLE {bank.ROLE} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
-            f"ALTER ROLE {bank.ROLE} PASSWORD '{self.password}'",
-            TABLE,
-        )
-
-    def sql(self, *statements: str) -> None:
-        with psycopg.connect(self.cluster.dsn(self.database), autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    async def check(self, *changes: tuple[str, str]) -> tuple[int, list[str]]:
-        """Exit status and lines."""
-        write_config(self.files, self._keys, Path(self.cluster.host), self.cluster.port)
-        text = self.files.config.read_text()
-        for old, new in (('database = "bank"\nrole', f'database = "{self.database}"\nrole'), *changes):
-            assert old in text, old
-            text = text.replace(old, new)
-        self.files.config.write_text(text)
-        out = io.StringIO()
-        status = await check(load(self.files.config), out)
-        return status, out.getvalue().splitlines()
+from tests.setting import Setting
 
 
 @pytest.fixture
@@ -212,7 +170,7 @@ async def test_no_server(setting: Setting) -> None:
 
 
 def test_the_command_prints_and_exits(setting: Setting) -> None:
-    write_config(setting.files, setting._keys, Path(setting.cluster.host), setting.cluster.port)
+    setting.config((f'database = "{setting.database}"', 'database = "bank"'))
     done = subprocess.run(
         [sys.executable, "-m", "grille", "check", "--config", str(setting.files.config)],
         capture_output=True, text=True, timeout=60, check=False,

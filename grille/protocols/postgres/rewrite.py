@@ -39,7 +39,7 @@ CATALOGUE_CHANGED: Final = "grille_catalogue_changed"
 
 _ROW: Final = "grille:row"
 
-_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+FILTER_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 class Compare(msgspec.Struct, frozen=True, tag="compare"):
@@ -384,7 +384,7 @@ class _Rewrite:
         if column is None:
             raise _filter_refusal()
         base = self._base(column)
-        name = _OPERATORS.get(condition.operator, "=")
+        name = FILTER_OPERATORS.get(condition.operator, "=")
         candidates = self._resolver.operator(name, base, base)
         if len(candidates) != 1:
             raise _filter_refusal()
