@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grille.proxy.authority import Authority
 from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster, debian_binaries
+from tests.redis_server import Store, program
 from tests.setting import Setting
 
 
@@ -266,3 +267,32 @@ async def test_passthrough_is_a_loud_warning(setting: Setting) -> None:
     assert status == 0
     (warning,) = [line for line in lines if line.startswith("WARN")]
     assert warning.startswith("WARN database bank passthrough: THE POLICY MAY OPEN IT UNFILTERED")
+
+
+async def test_the_quota_store(setting: Setting) -> None:
+    found = program()
+    if found is None:
+        pytest.skip("neither valkey-server nor redis-server is installed")
+    store = Store(found, setting.directory, password="open-sesame")
+    key, password = setting.directory / "store-key", setting.directory / "store-password"
+    for path, text in ((key, "ab" * 32), (password, "open-sesame\n")):
+        path.write_text(text)
+        path.chmod(0o600)
+    section = f'[quotas]\nstore = "{store.url}"\nstore_timeout = 2.0\nstore_key_file = "{key}"\n'
+    secret = f'store_password_file = "{password}"\n'
+    item = f"quota store {store.url}"
+    store.start()
+    try:
+        status, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+        assert status == 0 and any(line.startswith(f"OK   {item}: version ") for line in lines)
+        _, lines = await setting.check(("[policy]", section + "[policy]"))
+        assert failures(lines)[0].startswith(f"FAIL {item}: Authentication required")
+        key.write_text("ab")
+        _, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+        assert "quotas.store_key_file has 1 bytes instead of 32" in failures(lines)[0]
+        key.write_text("ab" * 32)
+    finally:
+        store.stop()
+    _, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+    assert failures(lines)[0].startswith(f"FAIL {item}: ") and "may run scripts" in failures(lines)[0]
+    assert "sesame" not in "".join(lines)
