@@ -198,7 +198,7 @@ class _Text:
             each.end = len(joined.encode())
         if len(self.judged) > 1:
             found = [raw.stmt for raw in parse(joined).stmts]
-            wanted = [_copy(each.node) or parse(each.sql).stmts[0].stmt for each in self.judged]
+            wanted = [each.node or parse(each.sql).stmts[0].stmt for each in self.judged]
             same = len(found) == len(wanted) and all(map(tree.same_tree, found, wanted))
             if not same:
                 raise _unlike()
@@ -837,14 +837,6 @@ def _note(names: dict[str, Judged], judged: Judged) -> None:
 def _shown(judged: Judged, types: tuple[int, ...]) -> Shown:
     judged.shown.types = types
     return judged.shown
-
-
-def _copy(node: Node) -> Node:
-    if node is None:
-        return None
-    copy = pb.Node()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _text_of(node: Node) -> str:
