@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 
 HOT = """
     protocols/postgres/framing protocols/postgres/messages protocols/postgres/state protocols/postgres/pipeline
-    protocols/postgres/lexer protocols/postgres/codecs tokenization/ff1
+    protocols/postgres/lexer protocols/postgres/codecs protocols/postgres/bare tokenization/ff1
     audit/chain audit/records audit/encoding audit/fused audit/spool
     proxy/relay proxy/fastpath proxy/pipe proxy/stream proxy/recorder proxy/services proxy/telemetry proxy/enforcement
 """.split()

@@ -42,6 +42,8 @@ class Relation(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     access: str
     columns: tuple[str, ...] = ()
+    predicates: tuple[str, ...] = ()
+    """Columns that took part in WHERE, ON, HAVING, ORDER BY or GROUP BY."""
     sensitive: dict[str, str] = {}
     """Sensitive column -> what the agent got: clear, token, mask:NAME, deny."""
 
@@ -99,12 +101,18 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     protocol: str = ""
     database: str = ""
     application: str = ""
+    scopes: tuple[str, ...] = ()
+    """Of the identity as it was configured; in ``connect`` only."""
+    attributes: dict[str, str | int | bool] = {}
+    """Of the identity as it was configured; in ``connect`` only."""
     chain: Chain = Chain()
     template: str = ""
     """The statement with every constant replaced by $n; for a text that could not be understood, empty."""
     template_sha256: str = ""
     statement_bytes: int = 0
     values: tuple[Value, ...] = ()
+    action: str = ""
+    """What the policy was asked about: ``select``, ``insert``, ``update``, ``delete``, ``passthrough``, ``connect``."""
     relations: tuple[Relation, ...] = ()
     functions: tuple[str, ...] = ()
     verdict: Verdict | None = None

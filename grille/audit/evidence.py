@@ -408,8 +408,8 @@ def show(
     inclusive.  ``chain``: prompt id, trace id or tool of the agent's call chain.  Raises NoEvidence if there is no
     chain, ValueError for a bad time.
     """
-    earliest = _instant(since) if since is not None else ""
-    latest = _instant(until) if until is not None else "~"
+    earliest = instant(since) if since is not None else ""
+    latest = instant(until) if until is not None else "~"
 
     def wanted(event: Event) -> bool:
         return (
@@ -440,7 +440,8 @@ def _events(directory: Path) -> Iterator[Event]:
                 yield decode(record.payload)
 
 
-def _instant(text: str) -> str:
+def instant(text: str) -> str:
+    """A time (RFC 3339, UTC unless it says otherwise) as events have it.  Raises ValueError."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -474,7 +475,7 @@ def _in_chain(event: Event, wanted: str) -> bool:
     return wanted in (known.prompt_id, known.traceparent, known.tool) or wanted == _trace_id(event)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that was chosen by an agent, made harmless for a terminal."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
@@ -506,7 +507,7 @@ def _line(event: Event) -> str:
     if event.template:
         parts.append(event.template)
     parts.append(_answer(event))
-    return _plain("  ".join(part for part in parts if part))
+    return plain("  ".join(part for part in parts if part))
 
 
 def _tell(events: list[Event]) -> str:
@@ -525,24 +526,24 @@ def _tell(events: list[Event]) -> str:
     lines = [
         f"Call chain ({known.trust}, from the {known.source})" if known.source != "none" else "No call chain given"
     ]
-    lines += [f"  {name:<11} {_plain(value)}" for name, value in facts if value]
+    lines += [f"  {name:<11} {plain(value)}" for name, value in facts if value]
     for number, event in enumerate(events, 1):
-        lines += ["", f"  {number}. {event.time}  {_plain(event.name)}, event {event.worker}/{event.sequence}"]
+        lines += ["", f"  {number}. {event.time}  {plain(event.name)}, event {event.worker}/{event.sequence}"]
         if event.chain.tool or event.chain.handler:
-            by = f" (handler {_plain(event.chain.handler)})" if event.chain.handler else ""
-            lines.append(f"     tool      {_plain(event.chain.tool or '-')}{by}")
+            by = f" (handler {plain(event.chain.handler)})" if event.chain.handler else ""
+            lines.append(f"     tool      {plain(event.chain.tool or '-')}{by}")
         if event.template:
-            lines.append(f"     SQL       {_plain(event.template)}")
+            lines.append(f"     SQL       {plain(event.template)}")
         elif event.statement_bytes:
             lines.append(f"     SQL       not understood, {event.statement_bytes} bytes")
         for used in event.relations:
-            lines.append(f"     {used.access:<9} {_plain(used.name)} ({_plain(', '.join(used.columns))})")
-            lines += [f"               {_plain(name)}: {_plain(given)}" for name, given in used.sensitive.items()]
+            lines.append(f"     {used.access:<9} {plain(used.name)} ({plain(', '.join(used.columns))})")
+            lines += [f"               {plain(name)}: {plain(given)}" for name, given in used.sensitive.items()]
         if event.verdict is not None:
             word = "allowed" if event.verdict.allow else "DENIED"
-            lines.append(f"     {word:<9} by {_plain(event.verdict.control)}: {_plain(event.verdict.reason)}")
-            lines.append(f"               decision {_plain(event.verdict.id)}, policy {event.verdict.revision or '-'}")
-        lines.append(f"     answer    {_plain(_answer(event))}")
+            lines.append(f"     {word:<9} by {plain(event.verdict.control)}: {plain(event.verdict.reason)}")
+            lines.append(f"               decision {plain(event.verdict.id)}, policy {event.verdict.revision or '-'}")
+        lines.append(f"     answer    {plain(_answer(event))}")
     return "\n".join(lines)
 
 

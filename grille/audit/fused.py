@@ -75,14 +75,15 @@ def session_piece(
 def statement_piece(
     template: str,
     template_sha256: str,
+    action: str,
     relations: tuple[Relation, ...],
     functions: tuple[str, ...],
     verdict: Verdict | None,
 ) -> tuple[bytes, bytes]:
-    """The template with its hash, and ``relations`` to ``verdict``: what is the same for one plan and decision."""
+    """The template with its hash, and ``action`` to ``verdict``: what is the same for one plan and decision."""
     return (
         _piece(template=template, template_sha256=template_sha256)[_LEVEL:],
-        _piece(relations=relations, functions=functions, verdict=verdict)[_LEVEL:],
+        _piece(action=action, relations=relations, functions=functions, verdict=verdict)[_LEVEL:],
     )
 
 

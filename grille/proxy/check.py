@@ -17,6 +17,7 @@ from grille.protocols.postgres.purity import normal_signature
 from grille.proxy import keys
 from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
+from grille.proxy.quota_store import connect as connect_store
 from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamConnection
@@ -69,6 +70,7 @@ async def check(config: Config, out: TextIO) -> int:
     _revocations(config, report)
     _audit(config, report)
     await _policy(config, report)
+    await _quota_store(config, report)
     catalogs = [await _database(database, report) for database in config.databases]
     _columns(config, [catalog for catalog in catalogs if catalog is not None], len(catalogs), report)
     out.write(f"{report.failed} failed\n" if report.failed else "all in order\n")
@@ -137,6 +139,30 @@ async def _bundle_server(config: Config, report: Report) -> None:
             report.fail(item, f"{problem.key} {problem.what}", problem.fix)
     else:
         report.ok(item, f"a bundle of {len(raw)} bytes, signed with {config.policy.verification_algorithm}")
+
+
+async def _quota_store(config: Config, report: Report) -> None:
+    if not config.quotas.store:
+        return
+    from redis.exceptions import RedisError
+
+    item = f"quota store {config.quotas.store}"
+    try:
+        keys.store_key(config)
+        client = connect_store(config.quotas)
+    except ConfigError as error:
+        for problem in error.problems:
+            report.fail(item, f"{problem.key} {problem.what}", problem.fix)
+        return
+    try:
+        version = (await client.info("server"))["redis_version"]
+        await client.eval("return redis.call('TIME')", 0)
+    except (RedisError, OSError, TimeoutError) as error:
+        report.fail(item, str(error), "See that it answers, and that its user may run scripts (EVAL, EVALSHA).")
+    else:
+        report.ok(item, f"version {version}")
+    finally:
+        await client.aclose()
 
 
 def _certificate(config: Config, report: Report) -> None:

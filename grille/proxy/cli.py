@@ -78,6 +78,36 @@ Prints events, oldest first: who, what, why allowed or not, what came back, and 
 tool and handler that led to it.  Filters can be combined.
 """
 
+_POLICY = """\
+Works on a policy before it is put in force: builds a bundle from Rego, runs its tests and golden
+decisions without a database, finds combinations that defeat themselves, and tells which of the
+recorded statements it would decide otherwise.
+"""
+
+_BUILD = """\
+Builds a bundle with OPA's compiler, from a directory with Rego and data (tests and golden decisions
+stay out) and what it imports of Grille's library.  The revision is a digest of the sources.
+"""
+
+_TEST = """\
+Checks the sources strictly, runs their Rego tests (*_test.rego), and asks the compiled policy the
+questions of the golden decisions (*_golden.json: a list of {"name", "input", "decision"}).  Needs
+the opa program, and no database.  The last line is "test rego=P/N golden=P/N".
+"""
+
+_LINT = """\
+Asks the policy about every identity of the configuration and every relation of its database, and
+reports what defeats itself: an agent that can write values and read their tokens, a row filter that
+is not leakproof, a view that shows what its tables hide, no limits.  Reads the catalogue only.  The
+last line is "lint errors=N warnings=N accepted=N ..", exit 1 if anything was found.
+"""
+
+_DIFF = """\
+Replays recorded events through two policies and prints the statements whose outcome would change:
+newly denied, newly allowed, allowed on other terms, denied with other words.  Each policy is a bundle
+or a directory of sources.  Needs no database.  Exit 1 if anything changes.
+"""
+
 _HEAD = """\
 Writes the present head of every chain to a file.  Keep it elsewhere: whoever can change the
 evidence must not be able to change it.
@@ -159,6 +189,47 @@ def parser() -> argparse.ArgumentParser:
     head.add_argument("directory", metavar="DIR", type=Path, help="the audit directory")
     head.add_argument("--out", metavar="FILE", type=Path, required=True, help="where to write it")
 
+    policy = command(commands, "policy", "build, test and compare policies", _POLICY, "grille policy test policy")
+    steps = policy.add_subparsers(dest="part", metavar="PART", required=True)
+    sources = "a directory with Rego files"
+
+    build = command(
+        steps, "build", "make a bundle", _BUILD,
+        "grille policy build policy policy.tar.gz",
+        "grille policy build policy policy.tar.gz --signing-key policy.pem --signing-alg ES256",
+    )  # fmt: skip
+    build.add_argument("sources", metavar="DIR", type=Path, help=sources)
+    build.add_argument("output", metavar="FILE", type=Path, help="the bundle to write")
+    build.add_argument("--signing-key", metavar="FILE", type=Path, help="PEM file: the private key to sign it with")
+    build.add_argument("--signing-alg", metavar="ALG", default="RS256", help="RS256 (the default), ES256, ..")
+
+    test = command(steps, "test", "Rego tests and golden decisions", _TEST, "grille policy test policy")
+    test.add_argument("sources", metavar="DIR", type=Path, help=sources)
+    test.add_argument("--update", action="store_true", help="write the present decisions into the golden files")
+
+    lint = configured(
+        command(
+            steps, "lint", "find what defeats itself", _LINT,
+            "grille policy lint --config grille.toml",
+            "grille policy lint --config grille.toml --policy policy --accept search-oracle:public.customers.ssn",
+        )
+    )  # fmt: skip
+    lint.add_argument("--policy", metavar="PATH", type=Path, help="a bundle or sources (default: the configuration's)")
+    lint.add_argument(
+        "--accept", metavar="CODE[:SUBJECT]", action="append", default=[], help="a finding that is known and wanted"
+    )
+
+    diff = command(
+        steps, "diff", "what would change", _DIFF,
+        "grille policy diff old.tar.gz new.tar.gz --log /var/lib/grille/audit",
+        "grille policy diff old.tar.gz policy --log /var/lib/grille/audit --since 2026-11-24T00:00:00Z",
+    )  # fmt: skip
+    diff.add_argument("old", metavar="OLD", type=Path, help="a bundle or sources")
+    diff.add_argument("new", metavar="NEW", type=Path, help="a bundle or sources")
+    diff.add_argument("--log", metavar="DIR", type=Path, required=True, help="the audit directory")
+    diff.add_argument("--since", metavar="TIME", help="RFC 3339, like 2026-11-24T08:00:00Z")
+    diff.add_argument("--until", metavar="TIME", help="RFC 3339")
+
     command(commands, "version", "print the version", "Prints the version and the build.", "grille version")
     return top
 
@@ -189,6 +260,10 @@ def _run(chosen: argparse.Namespace) -> int:
             return _version()
         case "audit":
             return _audit(chosen)
+        case "policy" if chosen.part != "lint":
+            from grille.proxy import policy_commands
+
+            return policy_commands.run(chosen, sys.stdout, sys.stderr)
         case "demo":
             from grille.proxy.demo.run import main as demo
 
@@ -219,6 +294,10 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
             from grille.proxy.check import check
 
             return asyncio.run(check(config, sys.stdout))
+        case "policy":
+            from grille.proxy import policy_commands
+
+            return asyncio.run(policy_commands.lint(config, chosen.policy, chosen.accept, sys.stdout, sys.stderr))
         case _:
             from grille.proxy.explain import explain
 

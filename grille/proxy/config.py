@@ -229,7 +229,7 @@ class Audit(_Section, frozen=True, kw_only=True):
 
 class Quotas(_Section, frozen=True, kw_only=True):
     """Limits of a decision that span statements: what all workers of this node remember, and what follows a limit that
-    is reached.  Nodes know nothing of each other: each allows the whole limit."""
+    is reached.  Without a ``store`` nodes know nothing of each other: each allows the whole limit."""
 
     keys: Annotated[int, Meta(ge=1000, le=1_000_000_000)] = 1_000_000
     """Keys that are remembered for an hour, of all agents together, for ``distinct_keys_per_hour``: 24 bytes each.
@@ -239,6 +239,21 @@ class Quotas(_Section, frozen=True, kw_only=True):
     ``cut_off_seconds``.  Empty: its statement is refused, and nothing more."""
     cut_off_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 900
     """How long such an agent is kept out."""
+    store: str = ""
+    """A Redis or Valkey server in which all nodes count together, like ``rediss://quotas.example:6379/0``; a user may
+    stand before the host, a password may not.  Without TLS (``redis://``) on loopback only, or ``unix:///path``."""
+    store_ca: Path | None = None
+    """PEM file: the CA of the store's certificate; without it, the system's CAs."""
+    store_password_file: Path | None = None
+    """File whose first line is the password for the store; must not be readable by others."""
+    store_key_file: Path | None = None
+    """File with 32 bytes as hexadecimal digits, the same on all nodes: under it the store has hashes instead of SPIFFE
+    IDs and keys.  Needed with ``store``."""
+    store_timeout: Seconds = 0.25
+    """Longest wait for one answer of the store."""
+    without_store: Literal["deny", "node"] = "deny"
+    """While the store does not answer, statements under such a limit are refused, or each node counts for itself and
+    allows the whole limit."""
 
 
 class Admin(_Section, frozen=True, kw_only=True):
@@ -452,6 +467,7 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SPIFFE_ID = re.compile(r"spiffe://(?P<domain>[a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*(?P<all>/\*)?")
 _ROUTINE = re.compile(r"[^.()\s]+\.[^.()\s]+\([^()]*\)")
 _URL = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?(\?[^#\s]*)?")
+_STORE = re.compile(r"rediss?://([^:@/?#\s]+@)?[^:@/?#\s\[\]]+(:\d+)?(/\d*)?|unix:///[^?#\s]+")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -462,6 +478,7 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _databases(config)
     yield from _tokens(config)
     yield from _policy(config.policy)
+    yield from _quota_store(config.quotas)
     yield from _secret("audit.signing_key", config.audit.signing_key)
     if config.audit.directory.exists() and not config.audit.directory.is_dir():
         yield Problem("audit.directory", f'"{config.audit.directory}"', "is not a directory", "Name a directory.")
@@ -508,6 +525,29 @@ def _policy_server(policy: Policy) -> Iterator[Problem]:
         yield from _file("policy.server_ca", policy.server_ca)
     if policy.server_token_file is not None:
         yield from _secret("policy.server_token_file", policy.server_token_file)
+
+
+def _quota_store(quotas: Quotas) -> Iterator[Problem]:
+    if not quotas.store:
+        for name in ("store_ca", "store_password_file", "store_key_file"):
+            if getattr(quotas, name) is not None:
+                yield Problem(f"quotas.{name}", "", "is given without a store", "Give quotas.store too, or remove it.")
+        return
+    if not _STORE.fullmatch(quotas.store):
+        fix = "Give it like rediss://quotas.example:6379/0 or unix:///run/valkey.sock, without a password."
+        yield Problem("quotas.store", _shown(quotas.store), "is not the address of a Redis or Valkey server", fix)
+    elif quotas.store.startswith("redis:") and not _LOOPBACK.fullmatch(urlsplit(quotas.store).hostname or ""):
+        fix = "Use rediss: whoever can change an answer on its way decides about limits."
+        yield Problem("quotas.store", _shown(quotas.store), "has no TLS and is not on loopback", fix)
+    if quotas.store_key_file is None:
+        fix = "Make one for all nodes: openssl rand -hex 32"
+        yield Problem("quotas.store_key_file", "", "is missing, and store needs it", fix)
+    else:
+        yield from _secret("quotas.store_key_file", quotas.store_key_file)
+    if quotas.store_ca is not None:
+        yield from _file("quotas.store_ca", quotas.store_ca)
+    if quotas.store_password_file is not None:
+        yield from _secret("quotas.store_password_file", quotas.store_password_file)
 
 
 def _listener(config: Config) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from grille.controls import Refusal
 from grille.protocols.postgres.copy_rows import Row, reader
 from grille.protocols.postgres.messages import CopyData, CopyDone, CopyFail, FrontendMessage
-from grille.proxy.relay import Kind, Portal, Relay, Run, Step, too_many_rows, too_slow
+from grille.proxy.relay import CountKeys, Kind, Relay, Run, Step, too_many_rows, too_slow
 
 if TYPE_CHECKING:
     from grille.protocols.postgres.copy import CopyInCommand
@@ -43,7 +43,7 @@ class CopyStream:
         receive: Callable[[float | None], Awaitable[FrontendMessage]],
         send: Callable[[list[Step]], Awaitable[bool]],
         same_terms: Callable[[], Awaitable[None]],
-        count_keys: Callable[[Portal, list[list[bytes | None]], int], None],
+        count_keys: CountKeys,
     ) -> None:
         self.cancelled = False
         """Set by a cancel request; heeded with the next message, as in PostgreSQL."""
@@ -120,7 +120,7 @@ class CopyStream:
             raise TimeoutError
         await self._same_terms()
         portal = self._run.portal
-        self._count_keys(portal, [], len(rows))
+        await self._count_keys(portal, [], len(rows))
         steps: list[Step] = []
         for plan, wire, encoded in await self._enforcement.bind_copy(self._copying, self._options.binary, rows):
             portal.encoded += encoded

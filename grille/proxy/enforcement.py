@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 import msgspec
 
@@ -293,13 +293,12 @@ class Ready:
         """Names of the parameters' types, for the audit event."""
         shown = understood.shown
         operation = understood.operation
-        decided = prepared.verdict is not None and operation is not None
+        asked = asked_about(operation if prepared.verdict is not None else None, prepared.verdict)
         self.template, self.verdict = statement_piece(
             shown,
             hashlib.sha256(shown.encode()).hexdigest() if shown else "",
-            relations_of(operation, prepared.verdict) if decided and operation is not None else (),
-            operation.functions if decided and operation is not None else (),
-            event_verdict(prepared, cached=True),
+            verdict=event_verdict(prepared, cached=True),
+            **asked,
         )
 
 
@@ -1267,8 +1266,18 @@ def _with_parts(catalog: Catalog, oid: int) -> set[int]:
     return found
 
 
-def relations_of(operation: Operation, verdict: Verdict | None) -> tuple[Relation, ...]:
-    """The relations of a statement, as its audit event names them."""
+class AskedAbout(TypedDict):
+    """The fields of an audit event that say what the policy was asked about."""
+
+    action: str
+    relations: tuple[Relation, ...]
+    functions: tuple[str, ...]
+
+
+def asked_about(operation: Operation | None, verdict: Verdict | None) -> AskedAbout:
+    """What the policy was asked about a statement, and what the decision said of its sensitive columns."""
+    if operation is None:
+        return AskedAbout(action="", relations=(), functions=())
     terms = verdict.terms.relations if verdict is not None else {}
     found = []
     for use in operation.relations:
@@ -1276,8 +1285,8 @@ def relations_of(operation: Operation, verdict: Verdict | None) -> tuple[Relatio
         sensitive = {}
         if known is not None and use.access == "read":
             sensitive = {name: known.columns[name].read for name in use.columns if name in known.columns}
-        found.append(Relation(use.qualified, use.access, use.columns, sensitive))
-    return tuple(found)
+        found.append(Relation(use.qualified, use.access, use.columns, use.predicates, sensitive))
+    return AskedAbout(action=operation.action, relations=tuple(found), functions=operation.functions)
 
 
 def event_verdict(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,15 +20,12 @@ from grille.protocols.postgres.catalog import Catalog
 from grille.protocols.postgres.copy import CopyInCommand
 from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import keys
-from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, Database
 from grille.proxy.enforcement import Enforcement, Prepared, answered, policy_input
 from grille.proxy.identity import Agent, Registry, parse_spiffe_id
+from grille.proxy.policy_commands import policy_of
 from grille.proxy.startup import cut_comment
-
-if TYPE_CHECKING:
-    from grille.proxy.policy_server import PolicyServer
 
 
 async def explain(config: Config, spiffe_id: str, sql: str) -> int:
@@ -56,16 +52,7 @@ async def explain(config: Config, spiffe_id: str, sql: str) -> int:
         print(f'grille: database "{database.name}" cannot be read: {error}', file=sys.stderr)
         return 1
     async with contextlib.AsyncExitStack() as stack:
-        policy: BundleWatch | PolicyServer
-        if config.policy.server_url:
-            from grille.proxy.policy_server import PolicyServer  # its HTTP client takes a while to import
-
-            policy = PolicyServer(config.policy)
-            stack.push_async_callback(policy.close)
-            await policy.look()
-        else:
-            policy = BundleWatch(config.policy)
-            policy.reload()
+        policy = await policy_of(config, stack)
         if policy.problem:
             print(f"grille: {policy.problem}", file=sys.stderr)
             return 1

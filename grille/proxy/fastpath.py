@@ -688,6 +688,8 @@ class Lane:
         values = item.values
         if limits.distinct_keys_per_hour is not None:
             return False  # the session counts keys
+        if self._services.store is not None and (limits.concurrent, limits.statements_per_minute) != (None, None):
+            return False  # the session waits for the store
         if plan.encode:
             if prepared.understood.is_template:  # it was prepared with the constants of an earlier text
                 prepared = msgspec.structs.replace(prepared, constants=tuple(values))

@@ -91,10 +91,12 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def document(self) -> dict[str, Any]:
         """The ``identity`` of the policy input."""
-        return _document(self.spiffe_id, self.trust_domain, self.path, self.cert_sha256, self.scopes, self.attributes)
+        return identity_document(
+            self.spiffe_id, self.trust_domain, self.path, self.cert_sha256, self.scopes, self.attributes
+        )
 
 
-def _document(
+def identity_document(
     spiffe_id: str,
     trust_domain: str,
     path: tuple[str, ...],
@@ -102,6 +104,7 @@ def _document(
     scopes: tuple[str, ...],
     attributes: dict[str, str | int | bool],
 ) -> dict[str, Any]:
+    """The ``identity`` of the policy input."""
     return {
         "spiffe_id": spiffe_id,
         "trust_domain": trust_domain,
@@ -146,7 +149,7 @@ class Registry:
                 fatal=True,
             )
         text = str(spiffe_id)
-        document = _document(
+        document = identity_document(
             text, spiffe_id.trust_domain, spiffe_id.path, cert_sha256, entry.scopes, entry.attributes
         )  # fmt: skip
         return Agent(

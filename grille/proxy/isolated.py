@@ -52,7 +52,7 @@ from grille.protocols.postgres.statement import GOVERNED, classify, raw_statemen
 from grille.protocols.postgres.tags import tag_of
 from grille.protocols.postgres.tree import Node, kind_of
 from grille.proxy.catalog_own import LOOK, View, view
-from grille.proxy.enforcement import Lru, answered, granted, no_answer, relations_of
+from grille.proxy.enforcement import Lru, answered, asked_about, granted, no_answer
 from grille.proxy.errors import missing_setting, refusal_fields, scrubbed_fields
 from grille.proxy.passthrough import Bound, Passthrough, Run, Shown
 
@@ -198,7 +198,7 @@ class _Text:
             each.end = len(joined.encode())
         if len(self.judged) > 1:
             found = [raw.stmt for raw in parse(joined).stmts]
-            wanted = [_copy(each.node) or parse(each.sql).stmts[0].stmt for each in self.judged]
+            wanted = [each.node or parse(each.sql).stmts[0].stmt for each in self.judged]
             same = len(found) == len(wanted) and all(map(tree.same_tree, found, wanted))
             if not same:
                 raise _unlike()
@@ -455,6 +455,7 @@ class Isolated(Passthrough):
         self._rests_on(verdict.decision.not_after)
         judged.decided = {
             "verdict": granted(verdict, statement=tag, passed=refusal.control),
+            "action": "passthrough",
             "text": refusal.message,
         }
         return judged
@@ -525,8 +526,7 @@ class Isolated(Passthrough):
         self._rests_on(verdict.decision.not_after)
         judged.decided = {
             "verdict": granted(verdict, filters_hash=verdict.filters_hash, cached=cached, statement=tag),
-            "relations": relations_of(operation, verdict),
-            "functions": operation.functions,
+            **asked_about(operation, verdict),
         }
         return judged
 
@@ -837,14 +837,6 @@ def _note(names: dict[str, Judged], judged: Judged) -> None:
 def _shown(judged: Judged, types: tuple[int, ...]) -> Shown:
     judged.shown.types = types
     return judged.shown
-
-
-def _copy(node: Node) -> Node:
-    if node is None:
-        return None
-    copy = pb.Node()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _text_of(node: Node) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -65,6 +67,36 @@ def bundle_verification(policy: Policy) -> Verification | None:
     except SignatureError as error:
         raise _problem("policy.verification_key", str(path), f"cannot be used: {error}", fix) from None
     return Verification(key, policy.verification_algorithm, policy.verification_scope)
+
+
+def store_key(config: Config) -> bytes:
+    """The key under which the quota store has hashes; empty without a store.  Raises `ConfigError`."""
+    path = config.quotas.store_key_file
+    if not config.quotas.store or path is None:
+        return b""
+    key = _hexadecimal("quotas.store_key_file", path)
+    if len(key) != 32:
+        fix = "Make one for all nodes: openssl rand -hex 32"
+        raise _problem("quotas.store_key_file", str(path), f"has {len(key)} bytes instead of 32", fix)
+    return key
+
+
+def quota_salt(config: Config) -> bytes:
+    """Under which the node keeps hashes of keys that agents read: a new one, or with a store the same on all nodes.
+
+    Raises `ConfigError`.
+    """
+    key = store_key(config)
+    return hashlib.blake2b(b"keys of rows", key=key, digest_size=32).digest() if key else os.urandom(32)
+
+
+def store_password(path: Path) -> str:
+    """The first line of the file.  Raises `ConfigError`."""
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        fix = "Put the password into its first line."
+        raise _problem("quotas.store_password_file", str(path), "cannot be read", fix) from None
 
 
 def bearer(path: Path | None) -> dict[str, str]:

@@ -27,7 +27,7 @@ import msgspec
 import grille
 from grille import __version__, build
 from grille.proxy import config as configuration
-from grille.proxy import quota
+from grille.proxy import keys, quota
 from grille.proxy.config import MOST_WORKERS, Config, encode
 from grille.proxy.telemetry import Admin, Family, exposition
 
@@ -194,7 +194,7 @@ class Node:
         self._all_reported: asyncio.Future[None] | None = None
         self._report_lock = asyncio.Lock()
         self._announced = False
-        self._salt = os.urandom(32)
+        self._salt = keys.quota_salt(config)
         self._fetch: BundleFetch | None = None
         if config.policy.bundle_url:
             from grille.proxy.bundle_fetch import BundleFetch  # its HTTP client takes a while to import

@@ -75,6 +75,34 @@ class QuotaReached(Refusal):
         """One of `QUOTAS`."""
 
 
+def minute_used_up(limit: int, seconds: int) -> QuotaReached:
+    """No more statements for so many seconds."""
+    return QuotaReached(
+        "statements_per_minute",
+        f"you have run the {limit} statements that you may run in a minute",
+        hint=f"Try again in {seconds} seconds.",
+    )
+
+
+def all_running(limit: int) -> QuotaReached:
+    """No more statements at the same time."""
+    return QuotaReached(
+        "concurrent",
+        f"you run the {limit} statements that you may run at the same time",
+        sqlstate="53300",
+        hint="Try again when one of them has ended.",
+    )
+
+
+def hour_used_up(limit: int, steps: int) -> QuotaReached:
+    """No more keys for so many steps of `STEP` seconds."""
+    return QuotaReached(
+        "distinct_keys_per_hour",
+        f"with this result you would have read more than the {limit} different keys that you may read in an hour",
+        hint=f"Ask for fewer rows, or try again in {steps * STEP // 60} minutes.",
+    )
+
+
 def _sets(keys: int) -> int:
     """Sets of `_WAYS` places: twice as many places as keys, so that a set is full only if all nearly are."""
     return max(1, -(-2 * keys // _WAYS))
@@ -342,12 +370,7 @@ class Quotas:
             minute = table.minute(offset)
             left = limit - sum(minute)
             if left < 1:
-                wait = _wait(minute, second, 1 - left)
-                raise QuotaReached(
-                    "statements_per_minute",
-                    f"you have run the {limit} statements that you may run in a minute",
-                    hint=f"Try again in {wait} seconds.",
-                )
+                raise minute_used_up(limit, _wait(minute, second, 1 - left))
             again = agent.second == second
             size = max(1, min(2 * agent.size if again else 1, MAX_LEASE, left // (LEASE_SHARE * table.workers)))
             minute[second % len(minute)] += size
@@ -414,12 +437,7 @@ class Quotas:
             offset = self._offset(agent)
             running = table.running(offset)
             if sum(running) + (not again) > limit:
-                raise QuotaReached(
-                    "concurrent",
-                    f"you run the {limit} statements that you may run at the same time",
-                    sqlstate="53300",
-                    hint="Try again when one of them has ended.",
-                )
+                raise all_running(limit)
             if not again:
                 running[self._worker] += 1
         finally:
@@ -472,13 +490,7 @@ class Quotas:
                 elif stamp != period:
                     moved.append((place, key, stamp))
             if len(fresh) > left:
-                raise QuotaReached(
-                    "distinct_keys_per_hour",
-                    f"with this result you would have read more than the {limit} different keys that you may read in "
-                    "an hour",
-                    hint=f"Ask for fewer rows, or try again in {_wait(hour, period, len(fresh) - left) * STEP // 60} "
-                    "minutes.",
-                )
+                raise hour_used_up(limit, _wait(hour, period, len(fresh) - left))
             now = period % len(hour)
             hour[now] += len(fresh) + len(moved) + rows
             for place, key in fresh.items():

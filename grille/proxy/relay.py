@@ -299,6 +299,13 @@ class Failure:
         """True if the plan was made for a catalogue that is no longer the server's."""
 
 
+CountKeys = Callable[[Portal, list[list[bytes | None]], int], Awaitable[None]]
+
+
+async def _count_nothing(portal: Portal, rows: list[list[bytes | None]], written: int) -> None:
+    pass
+
+
 class Relay:
     """The upstream side of one session.
 
@@ -340,7 +347,7 @@ class Relay:
         permitted: Permitted,
         keep_intent: Callable[[Run], Awaitable[None]],
         shown: Shown | None = None,
-        count_keys: Callable[[Portal, list[list[bytes | None]], int], None] = lambda portal, rows, written: None,
+        count_keys: CountKeys = _count_nothing,
     ) -> None:
         self._agent = agent
         self._shown = shown
@@ -623,7 +630,7 @@ class Relay:
         formats = (0,) * width if not formats else formats * width if len(formats) == 1 else formats
         began = time.perf_counter()
         try:
-            self._count_keys(portal, rows, 0)
+            await self._count_keys(portal, rows, 0)
             released = await self._enforcement.release(self._agent, portal.prepared, rows, formats)
         except Refusal as refusal:
             self._refuse(run, refusal)
@@ -677,7 +684,7 @@ class Relay:
                         return
                     if not step.plan.returns_rows:
                         try:
-                            self._count_keys(run.portal, [], complete.rows)
+                            await self._count_keys(run.portal, [], complete.rows)
                         except Refusal as refusal:
                             self._refuse(run, refusal)
                             return

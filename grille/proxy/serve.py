@@ -51,6 +51,7 @@ from grille.proxy.node import (
 )
 from grille.proxy.pipe import SharedPipes, Turn
 from grille.proxy.quota import QuotaReached, Quotas, Table
+from grille.proxy.quota_store import StoreCounters
 from grille.proxy.recorder import Recorder
 from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.services import CancelTable, Services
@@ -102,6 +103,9 @@ class Worker:
         self._drains: set[asyncio.Task[None]] = set()
         self._workers = workers
         self._quotas = Quotas() if quotas is None else quotas
+        self._store: StoreCounters | None = None
+        if config.quotas.store:
+            self._store = StoreCounters(self._quotas, config.quotas, keys.store_key(config), self._on_store)
         self._provider = keys.token_provider(config)
         self._signing_key = keys.signing_key(config)
         try:
@@ -187,6 +191,8 @@ class Worker:
             if recorder is None:
                 return
             stack.push_async_callback(self._close_audit, recorder)
+            if self._store is not None:
+                stack.push_async_callback(self._store.close)
             for pool in self._pools.values():
                 stack.push_async_callback(_close_pool, pool)
             for pipes in self._pipes.values():
@@ -367,6 +373,7 @@ class Worker:
             server_version=lambda name: _version(self._catalog_of(name)().server_version),
             refresh=self._refresh_catalog,
             quotas=self._quotas,
+            store=self._store,
             on_quota=self._on_quota,
             shown={database.name: Shown(self._catalog_of(database.name)) for database in config.databases},
         )
@@ -457,6 +464,8 @@ class Worker:
                 fatal=True,
             )
         seconds = self._quotas.cut_off(agent.spiffe_id)
+        if self._store is not None:
+            seconds = max(seconds, self._store.cut_off(agent.spiffe_id))
         if seconds:
             raise Refusal(
                 "AC-06",
@@ -471,6 +480,8 @@ class Worker:
         while True:
             await asyncio.sleep(_AGENTS_SECONDS)
             self._quotas.tick()
+            if self._store is not None:
+                await self._store.tick()
             self._look_at_agents()
 
     def _look_at_agents(self) -> None:
@@ -483,7 +494,8 @@ class Worker:
                 "the revocations changed", extra={"fields": fields},
             )  # fmt: skip
             self._note("revocations", self._revocations.problem or f"{len(self._revocations)} entries")
-        if not self._quotas.new_cuts() and not changed:
+        elsewhere = self._store is not None and self._store.new_cuts()
+        if not self._quotas.new_cuts() and not elsewhere and not changed:
             return
         for session in tuple(self._listener.sessions) if self._listener is not None else ():
             if isinstance(session, Session):
@@ -507,8 +519,14 @@ class Worker:
                 self._alert(agent, session, reached, settings.cut_off_seconds if cut else 0)
             if cut and not self._quotas.cut_off(agent.spiffe_id):
                 self._quotas.cut(agent.spiffe_id, settings.cut_off_seconds)
+                if self._store is not None:
+                    self._store.cut(agent.spiffe_id, settings.cut_off_seconds)
                 # not in the middle of what that session does now
                 asyncio.get_running_loop().call_soon(self._look_at_agents)
+
+    def _on_store(self, problem: str) -> None:
+        """Count a question that the quota store did not answer; it logs by itself."""
+        self.metrics.quota_store_failures.inc()
 
     def _alert(self, agent: Agent, session: str, reached: QuotaReached, cut_off_seconds: int) -> None:
         """Record that an agent has reached a quota, with what may be behind it and what to do."""

@@ -16,6 +16,7 @@ from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent
 from grille.proxy.pipe import SharedPipes
 from grille.proxy.quota import QuotaReached, Quotas
+from grille.proxy.quota_store import Counters, NodeCounters, StoreCounters
 from grille.proxy.recorder import Recorder
 from grille.proxy.shown import Shown
 from grille.proxy.telemetry import Metrics
@@ -106,7 +107,13 @@ class Services:
     """What results show, for quotas of keys; on a database that has none, such statements are refused."""
     on_quota: Callable[[Agent, str, QuotaReached], None] = lambda agent, session, reached: None
     """Hears of each statement that a quota refuses: whose, in which session, and why."""
+    store: StoreCounters | None = None
+    """Counts for all nodes, if there is a store."""
+    counters: Counters = field(init=False)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.counters = self.store or NodeCounters(self.quotas)
 
     def drain(self) -> None:
         """Begin no transaction any more; `Session.drain` ends each session."""

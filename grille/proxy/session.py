@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from grille.audit.encoding import commit, event_id, timestamp
-from grille.audit.event import Chain, Event, Level, Outcome, Relation, Value, Verdict
+from grille.audit.event import Chain, Event, Level, Outcome, Value, Verdict
 from grille.audit.fused import session_piece
 from grille.controls import Refusal
 from grille.policies.decision import Limits
@@ -81,13 +81,14 @@ from grille.protocols.postgres.rewrite import Plan
 from grille.proxy import answers, enforcement
 from grille.proxy.answers import Answer
 from grille.proxy.copy_in import CopyStream
-from grille.proxy.enforcement import Copying, Prepared, Understood, event_verdict, relations_of, type_name
+from grille.proxy.enforcement import Copying, Prepared, Understood, asked_about, event_verdict, type_name
 from grille.proxy.errors import TEMPLATES, refusal_fields
 from grille.proxy.fastpath import Lane
 from grille.proxy.identity import Agent
 from grille.proxy.isolated import Isolated
 from grille.proxy.passthrough import Passthrough, PrivateConnection, ServerRefused
 from grille.proxy.quota import QuotaReached
+from grille.proxy.quota_store import Count
 from grille.proxy.relay import (
     STREAM_BYTES,
     ClientGone,
@@ -280,7 +281,7 @@ class Session:
         """Upstream must be made to fail before this unit ends."""
         self._entered = 0
         """The limit under which this unit counts as running; 0: it does not."""
-        self._counted: list[int] = []
+        self._counted: list[Count] = []
         """What `Quotas.count` said of its statements."""
         self._open = False
         """A message of this unit has been read."""
@@ -370,6 +371,10 @@ class Session:
             await self._record_refusal(refusal, "", name="refused")
         self.stream.send(ErrorResponse(_clean(refusal_fields(refusal))).encode())
 
+    def _asked_to_connect(self) -> dict[str, Any]:
+        """What the policy is asked about the session and its statements, but for the operation."""
+        return {"action": "connect", "scopes": self.agent.scopes, "attributes": self.agent.attributes}
+
     async def _note(self, name: str, **more: Any) -> None:
         level = self.services.recorder.level(writes=False) if name == "connect" else "process"
         event = self._event("session", name, level, time.time(), **more)
@@ -421,7 +426,7 @@ class Session:
         else:
             startup = accept(version, first.parameters)
             self._begin_session(startup)
-            await self._note("connect")
+            await self._note("connect", **self._asked_to_connect())
             self._told = self._reported()
             reported = dict(zip(answers.REPORTED, self._told, strict=True))
         out = bytearray()
@@ -487,7 +492,7 @@ class Session:
             refused=self._record_refusal,
             check_end=self._check_end,
         )
-        await self._note("connect", verdict=enforcement.granted(verdict))
+        await self._note("connect", **self._asked_to_connect(), verdict=enforcement.granted(verdict))
         return connection
 
     def _shown(self, name: str) -> str | None:
@@ -811,7 +816,7 @@ class Session:
             self._refuse_in_failed_transaction(prepared.action)
             command = prepared.command
             if isinstance(command, ExecuteCommand | FetchCommand):
-                self._queue_simple(await self._opened(command, statement, Bind("", ""), simple=True))
+                await self._queue_simple(await self._opened(command, statement, Bind("", ""), simple=True))
                 continue
             if command is not None:
                 await self._command(command, Portal(statement, prepared, simple=True))
@@ -819,12 +824,12 @@ class Session:
                     break
                 continue
             portal = await self._bound(statement, prepared, Bind("", ""), simple=True)
-            self._queue_simple(portal)
+            await self._queue_simple(portal)
         await self._sync()
 
-    def _queue_simple(self, portal: Portal) -> None:
+    async def _queue_simple(self, portal: Portal) -> None:
         plan = portal.plan
-        self._enter(portal)
+        await self._enter(portal)
         self._step(Step(Kind.BIND, plan=plan, portal=portal, visible=False))
         self._step(Step(Kind.DESCRIBE_PORTAL, plan=plan, portal=portal))
         self._queue_execute(portal, 0)
@@ -964,7 +969,7 @@ class Session:
         self._refuse_in_failed_transaction(prepared.action)
         if portal.plan is not None:
             await self._same_terms(portal)
-            self._enter(portal)
+            await self._enter(portal)
             self._queue_execute(portal, max(0, message.max_rows))
             return
         if portal.done:
@@ -1063,20 +1068,20 @@ class Session:
                 hint="Send smaller batches.",
             )
 
-    def _enter(self, portal: Portal) -> None:
+    async def _enter(self, portal: Portal) -> None:
         """Count an execution against the limits of its agent.  Raises `Refusal` AC-06."""
         self._check_room()
-        quotas, limits = self.services.quotas, portal.prepared.limits
+        counters, limits = self.services.counters, portal.prepared.limits
         limit = limits.concurrent
         if limits.distinct_keys_per_hour is not None:
             self._countable(portal)
         try:
             if limit is not None and not 0 < self._entered <= limit:
                 # A session runs one statement at a time, however many it has queued.
-                quotas.enter(self.agent.spiffe_id, limit, again=self._entered > 0)
+                await counters.enter(self.agent.spiffe_id, limit, again=self._entered > 0)
                 self._entered = limit
             if limits.statements_per_minute is not None:
-                self._counted.append(quotas.count(self.agent.spiffe_id, limits))
+                self._counted.append(await counters.count(self.agent.spiffe_id, limits))
         except QuotaReached as reached:
             self.quota_reached(portal.prepared, reached)
             raise
@@ -1089,22 +1094,22 @@ class Session:
         if prepared.plan is not None and is_counted(prepared):
             shown.rows(prepared.plan)
 
-    def _count_keys(self, portal: Portal, rows: list[list[bytes | None]], written: int) -> None:
+    async def _count_keys(self, portal: Portal, rows: list[list[bytes | None]], written: int) -> None:
         """Count what these rows show, or so many written ones hold, against the agent's hour.
 
         Raises `Refusal` AC-06 if it is too much.
         """
-        prepared, quotas, spiffe_id = portal.prepared, self.services.quotas, self.agent.spiffe_id
+        prepared, spiffe_id = portal.prepared, self.agent.spiffe_id
         limit = prepared.limits.distinct_keys_per_hour
         if prepared.plan is None or limit is None or not is_counted(prepared):
             return
         shown = self.services.shown[self.agent.database]
-        keys, more = shown.count(prepared.plan, rows, functools.partial(quotas.hash, spiffe_id))
+        keys, more = shown.count(prepared.plan, rows, functools.partial(self.services.quotas.hash, spiffe_id))
         if written:
             more += shown.copied(prepared, written)
         if keys or more:
             try:
-                quotas.read(spiffe_id, limit, keys, more)
+                await self.services.counters.read(spiffe_id, limit, keys, more)
             except QuotaReached as reached:
                 self.quota_reached(prepared, reached)
                 raise
@@ -1393,7 +1398,7 @@ class Session:
 
     def _leave_quotas(self) -> None:
         if self._entered:
-            self.services.quotas.leave(self.agent.spiffe_id)
+            self.services.counters.leave(self.agent.spiffe_id)
             self._entered = 0
 
     def _release_connection(self) -> None:
@@ -1437,8 +1442,8 @@ class Session:
         self._release()
         unit = self._unit.copy()
         self._leave_quotas()
-        for second in self._counted:
-            self.services.quotas.uncount(self.agent.spiffe_id, second)
+        for count in self._counted:
+            self.services.counters.uncount(self.agent.spiffe_id, count)
         self._reset_unit()
         self._retried = True
         await self.services.refresh(self.agent.database)
@@ -1557,7 +1562,7 @@ class Session:
         statement.offset = None
         told = Portal(statement, copying.told)
         told.loads = True
-        self._enter(told)
+        await self._enter(told)
         self.learn(copying.one)
         run = Run(told)
         self.relay.runs.append(run)
@@ -1745,7 +1750,7 @@ class Session:
         sql = declared(cursor.upstream, command.options, query.plan.sql)
         query.plan = msgspec.structs.replace(query.plan, sql=sql, name="", shared=False, results=())
         query.result_formats = ()
-        self._enter(query)
+        await self._enter(query)
         undo = self._put(self.portals, command.name, cursor)
         self._step(Step(Kind.BIND, plan=query.plan, portal=query, visible=False))
         self._queue_execute(query, 0).undo = undo
@@ -2028,9 +2033,7 @@ class Session:
         more: dict[str, Any] = {}
         if verdict is not None:
             more["verdict"] = event_verdict(prepared, refusal)
-            if understood.operation is not None:
-                more["relations"] = relations_of(understood.operation, verdict)
-                more["functions"] = understood.operation.functions
+            more.update(asked_about(understood.operation, verdict))
         # What the proxy answers for drivers is a closed set of texts without constants.
         shown = portal.statement.text if portal.statement.answer is not None else understood.shown
         if intent:
@@ -2076,10 +2079,7 @@ class Session:
         stripped, chain = cut_comment(text)
         more: dict[str, Any] = {}
         if isinstance(refusal.operation, Operation):
-            more["relations"] = tuple(
-                Relation(use.qualified, use.access, use.columns) for use in refusal.operation.relations
-            )
-            more["functions"] = refusal.operation.functions
+            more.update(asked_about(refusal.operation, None))
         event = self._event(
             "statement" if name == "statement" else "session",
             name,

@@ -150,6 +150,7 @@ class Metrics:
         self.catalog_failures = counter("catalog_failures", "Catalogue reads that failed.", "database")
         self.datagrams_ignored = gauge("datagrams_ignored", "Local datagrams that were malformed or not sent.")
         self.quota_refusals = counter("quota_refusals", "Statements refused because a quota is used up.", "quota")
+        self.quota_store_failures = counter("quota_store_failures", "Questions that the quota store did not answer.")
         self.alerts = counter("alerts", "Alerts recorded, by the quota that was reached.", "quota")
         self.sessions_cut = counter("sessions_cut", "Sessions that were ended at once, by reason.", "reason")
         self.revocations = gauge("revocations", "Entries of the revocation file in force.")

@@ -52,6 +52,7 @@ statements = st.fixed_dictionaries(
     {
         "template": texts,
         "template_sha256": texts,
+        "action": texts,
         "relations": st.lists(relations, max_size=3).map(tuple),
         "functions": st.lists(texts, max_size=3).map(tuple),
         "verdict": st.none() | verdicts,
@@ -136,7 +137,7 @@ def test_what_json_cannot_hold_is_in_no_piece() -> None:
     with pytest.raises(ValueError):
         session_piece("power", "", "", "", "", "", "", "", "\udfff", Chain())
     with pytest.raises(ValueError):
-        statement_piece("\udfff", "", (), (), None)
+        statement_piece("\udfff", "", "", (), (), None)
     with pytest.raises(ValueError):
         values_piece(["\udfff"], [b""])
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import ast
 import asyncio
+import io
 import re
 import shlex
-import subprocess
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from grille.policies.pdp import decode
 from grille.policies.wasm import WasmEngine
 from grille.protocols.operation import Operation
 from grille.protocols.postgres.analysis import Sensitive
-from grille.proxy import config
+from grille.proxy import config, policy_commands
 from grille.proxy.catalog import read_catalog
 from grille.proxy.cli import parser
 from grille.proxy.demo import bank
@@ -203,17 +203,18 @@ def test_configuration(block: Block) -> None:
 
 
 def test_the_policy_of_the_guide(tmp_path: Path) -> None:
-    opa = build.find_opa()
-    if opa is None:
+    if build.find_opa() is None:
         pytest.skip("the opa program is not installed")
     policy = tmp_path / "policy"
     policy.mkdir()
     (policy / "decision.rego").write_text(checked("build").text)
     (policy / "decision_test.rego").write_text(checked("test").text)
-    for arguments in (["check", "--strict"], ["test"]):
-        done = subprocess.run([opa, *arguments, str(policy)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert {block.check for block in BLOCKS if block.kind == "rego"} == {"build", "test"}
+    (policy / "decision_golden.json").write_text(checked("golden").text)
+    out = io.StringIO()
+    assert policy_commands.test(policy, False, out) == 1
+    assert policy_commands.test(policy, True, out) == 0
+    assert policy_commands.test(policy, False, out) == 0
+    assert out.getvalue().splitlines()[-1] == "test rego=2/2 golden=1/1"
     build.build(policy, tmp_path / "policy.tar.gz")
     engine = WasmEngine(bundle.read(tmp_path / "policy.tar.gz"), "grille/decision", timeout=5)
     for path, allowed in ((["ns", "reports", "sa", "monthly"], True), (["ns", "other"], False)):
@@ -221,6 +222,33 @@ def test_the_policy_of_the_guide(tmp_path: Path) -> None:
         relation = {"schema": "public", "name": "accounts", "access": "read", "columns": [], "predicates": []}
         question = {"identity": identity, "session": {}, "operation": {"action": "select", "relations": [relation]}}
         assert engine.decide(msgspec.json.encode(question)).allow is allowed
+
+
+NEEDS = sorted((ROOT / "docs/how-to/policies").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [page for page in NEEDS if page.name != "README.md"], ids=lambda page: page.stem)
+def test_a_policy_for_a_common_need(page: Path, tmp_path: Path) -> None:
+    if build.find_opa() is None:
+        pytest.skip("the opa program is not installed")
+    found = [block for block in BLOCKS if block.page == page]
+    assert [block.kind for block in found] == ["rego", "json", "json"]
+    for name, block in zip(("decision.rego", "data.json", "decision_golden.json"), found, strict=True):
+        (tmp_path / name).write_text(block.text)
+    out = io.StringIO()
+    assert policy_commands.test(tmp_path, False, out) == 0, out.getvalue()
+    assert f"]({page.name})" in (page.parent / "README.md").read_text()
+    assert {path.stem for path in build.library_files(tmp_path)} > {"answer"}
+
+
+def test_every_rego_block_is_run() -> None:
+    here = [block for block in BLOCKS if block.kind == "rego" and block.page not in NEEDS]
+    assert {block.check for block in here} == {"build", "test"}
+
+
+def test_every_module_of_the_library_has_its_page() -> None:
+    used = {name for page in NEEDS for name in re.findall(r"import data\.grille_library\.(\w+)", page.read_text())}
+    assert used == {path.stem for path in build.source_files(build.LIBRARY)}
 
 
 def test_the_question_has_the_keys_that_are_sent() -> None:
@@ -280,7 +308,7 @@ def test_every_field_of_an_event_is_explained(kind: type) -> None:
 @pytest.mark.parametrize("block", of("json"))
 def test_json_is_valid(block: Block) -> None:
     msgspec.json.decode(block.text)
-    assert block.check, "say what it is"
+    assert block.check or block.page in NEEDS, "say what it is"
 
 
 @pytest.mark.parametrize("block", of("python"))

@@ -1,5 +1,6 @@
 """``grille demo`` as a newcomer runs it: a process of its own, judged by its output and by what it leaves behind."""
 
+import json
 import re
 import shutil
 import signal
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from grille.policies.bundles.build import DEMO
+from tests.bundles import unpacked, with_data
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "grille", "demo"]
@@ -110,7 +114,7 @@ def test_the_whole_story(demo):
     assert_clean(running.directory)
 
 
-def test_keep_prints_lines_that_work_when_pasted(demo):
+def test_keep_prints_lines_that_work_when_pasted(demo, tmp_path):
     running = demo("--keep")
     running.read_until("Running until Ctrl-C")
     output = running.output
@@ -130,9 +134,26 @@ def test_keep_prints_lines_that_work_when_pasted(demo):
     explain = re.search(r"^.* explain --config .*$", output, re.MULTILINE)[0]
     done = subprocess.run(["sh", "-c", explain], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    log = ["--log", str(running.directory / "audit")]
+    done = policy("diff", DEMO, DEMO, *log)
+    assert done.returncode == 0, done.stdout
+    assert re.fullmatch(r"diff same=[1-9]\d+ denied=0 .* unasked=\d+ unknown=0 questions=[1-9]\d*\n", done.stdout)
+    data = json.loads(unpacked(DEMO.read_bytes())["data.json"])
+    del data["roles"]["fraud-analyst"]["relations"]["public.customers"]
+    other = tmp_path / "other.tar.gz"
+    other.write_bytes(with_data(DEMO.read_bytes(), data, "other"))
+    done = policy("diff", DEMO, other, *log)
+    assert done.returncode == 1
+    assert "  1 x  SELECT count(*) AS customers FROM customers\n" in done.stdout
+    assert "This agent has no right to read public.customers." in done.stdout
     running.process.send_signal(signal.SIGINT)
     assert running.finish() == 0
     assert_clean(running.directory)
+
+
+def policy(*arguments):
+    command = [sys.executable, "-m", "grille", "policy", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

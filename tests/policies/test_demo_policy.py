@@ -216,5 +216,5 @@ def test_the_shipped_bundle_is_reproduced_byte_for_byte(tmp_path: Path) -> None:
     version = subprocess.run([opa, "version"], capture_output=True, text=True, check=True).stdout
     if "Version: 1.22.2\n" not in version:
         pytest.skip(f"the bundle was built with opa 1.22.2, here is {version.splitlines()[0]}")
-    build.build(output=tmp_path / "again.tar.gz")
+    build.build(build.SOURCES, tmp_path / "again.tar.gz")
     assert (tmp_path / "again.tar.gz").read_bytes() == DEMO.read_bytes()

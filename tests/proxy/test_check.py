@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,55 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from grille.proxy.authority import Authority
-from grille.proxy.check import check
-from grille.proxy.config import load
 from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster, debian_binaries
-from grille.proxy.demo.config_files import write_config, write_secrets
-
-TABLE = """
-CREATE TABLE customers (id int PRIMARY KEY, ssn text, card_number varchar(32), email text);
-CREATE VIEW customer_export AS SELECT * FROM customers
-"""
-
-
-class Setting:
-    """A configuration in order, to be changed."""
-
-    def __init__(self, directory: Path, cluster: Cluster, database: str) -> None:
-        self.files, self._keys = write_secrets(directory)
-        self.password = self.files.password.read_text().strip()
-        self.directory = directory
-        self.cluster = cluster
-        self.database = database
-        self.sql(
-            f"DO $$ BEGIN CREATE ROLE {bank.ROLE} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
-            f"ALTER ROLE {bank.ROLE} PASSWORD '{self.password}'",
-            TABLE,
-        )
-
-    def sql(self, *statements: str) -> None:
-        with psycopg.connect(self.cluster.dsn(self.database), autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    async def check(self, *changes: tuple[str, str]) -> tuple[int, list[str]]:
-        """Exit status and lines."""
-        write_config(self.files, self._keys, Path(self.cluster.host), self.cluster.port)
-        text = self.files.config.read_text()
-        for old, new in (('database = "bank"\nrole', f'database = "{self.database}"\nrole'), *changes):
-            assert old in text, old
-            text = text.replace(old, new)
-        self.files.config.write_text(text)
-        out = io.StringIO()
-        status = await check(load(self.files.config), out)
-        return status, out.getvalue().splitlines()
+from tests.redis_server import Store, program
+from tests.setting import Setting
 
 
 @pytest.fixture
@@ -212,7 +171,7 @@ async def test_no_server(setting: Setting) -> None:
 
 
 def test_the_command_prints_and_exits(setting: Setting) -> None:
-    write_config(setting.files, setting._keys, Path(setting.cluster.host), setting.cluster.port)
+    setting.config((f'database = "{setting.database}"', 'database = "bank"'))
     done = subprocess.run(
         [sys.executable, "-m", "grille", "check", "--config", str(setting.files.config)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -308,3 +267,32 @@ async def test_passthrough_is_a_loud_warning(setting: Setting) -> None:
     assert status == 0
     (warning,) = [line for line in lines if line.startswith("WARN")]
     assert warning.startswith("WARN database bank passthrough: THE POLICY MAY OPEN IT UNFILTERED")
+
+
+async def test_the_quota_store(setting: Setting) -> None:
+    found = program()
+    if found is None:
+        pytest.skip("neither valkey-server nor redis-server is installed")
+    store = Store(found, setting.directory, password="open-sesame")
+    key, password = setting.directory / "store-key", setting.directory / "store-password"
+    for path, text in ((key, "ab" * 32), (password, "open-sesame\n")):
+        path.write_text(text)
+        path.chmod(0o600)
+    section = f'[quotas]\nstore = "{store.url}"\nstore_timeout = 2.0\nstore_key_file = "{key}"\n'
+    secret = f'store_password_file = "{password}"\n'
+    item = f"quota store {store.url}"
+    store.start()
+    try:
+        status, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+        assert status == 0 and any(line.startswith(f"OK   {item}: version ") for line in lines)
+        _, lines = await setting.check(("[policy]", section + "[policy]"))
+        assert failures(lines)[0].startswith(f"FAIL {item}: Authentication required")
+        key.write_text("ab")
+        _, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+        assert "quotas.store_key_file has 1 bytes instead of 32" in failures(lines)[0]
+        key.write_text("ab" * 32)
+    finally:
+        store.stop()
+    _, lines = await setting.check(("[policy]", section + secret + "[policy]"))
+    assert failures(lines)[0].startswith(f"FAIL {item}: ") and "may run scripts" in failures(lines)[0]
+    assert "sesame" not in "".join(lines)

@@ -21,7 +21,8 @@ def grille(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 COMMANDS = [
-    ["demo"], ["serve"], ["check"], ["explain"], ["audit"], ["audit", "verify"], ["audit", "show"], ["audit", "head"],
+    ["demo"], ["serve"], ["check"], ["explain"], ["policy"], ["policy", "build"], ["policy", "test"],
+    ["policy", "lint"], ["policy", "diff"], ["audit"], ["audit", "verify"], ["audit", "show"], ["audit", "head"],
     ["version"],
 ]  # fmt: skip
 
@@ -53,6 +54,10 @@ def test_help_names_every_command_and_imports_little() -> None:
         ["check"],
         ["explain", "--config", "x.toml", "SELECT 1"],
         ["audit"],
+        ["policy"],
+        ["policy", "build", "policy"],
+        ["policy", "lint"],
+        ["policy", "diff", "old.tar.gz", "new.tar.gz"],
         ["audit", "verify"],
         ["audit", "head", "."],
         ["audit", "show", "--decision", "maybe"],

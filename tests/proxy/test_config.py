@@ -217,6 +217,22 @@ BAD = [
     ("[policy]\n", '[policy]\nbundle_url = "file:///b"\n', "policy.bundle_url", "file:///b", "Give it like https"),
     ("[policy]\n", '[policy]\nverification_algorithm = "HS256"\n', "policy.verification_algorithm", "HS256", "RS256"),
     ("[policy]\n", '[policy]\nverification_key = "absent.pem"\n', "policy.verification_key", "absent.pem", "Create"),
+    *(
+        ("[policy]\n", f"[quotas]\n{lines}\n[policy]\n", f"quotas.{key}", what, fix)
+        for lines, key, what, fix in (
+            ('store = "rediss://q.example"', "store_key_file", "is missing", "openssl rand -hex 32"),
+            ('store = "rediss://q.example"\nstore_key_file = "absent"', "store_key_file", "absent", "Create"),
+            ('store = "rediss://q.example"\nstore_ca = "absent.pem"', "store_ca", "absent.pem", "Create"),
+            ('store = "rediss://q.example"\nstore_password_file = "no"', "store_password_file", "no", "Create"),
+            ('store_key_file = "audit.key"', "store_key_file", "without a store", "Give quotas.store"),
+            ('store = "redis://q.example:6379/0"', "store", "no TLS", "Use rediss"),
+            ('store = "redis://127.0.0.1.example/0"', "store", "no TLS", "Use rediss"),
+            ('store = "rediss://user:secret@q.example"', "store", "is not the address", "without a password"),
+            ('store = "http://q.example"', "store", "is not the address", "Give it like"),
+            ('store = "unix://relative"', "store", "is not the address", "Give it like"),
+            ('without_store = "allow"', "without_store", "allow", "deny"),
+        )
+    ),
     ("[policy]", "[polcy]", "polcy", "a table", "Did you mean policy?"),
     ("[policy]", "[extra]\n[policy]", "extra", "a table", "one of: listener"),
 ]

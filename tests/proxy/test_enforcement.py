@@ -469,7 +469,7 @@ async def test_a_hit_parses_no_sql_and_asks_no_policy(
         parsed.append(text)
         raise AssertionError("a hit must not parse")
 
-    monkeypatch.setattr("grille.protocols.postgres.statement.parse", parse)
+    monkeypatch.setattr("grille.protocols.postgres.statement.parsed", parse)
     hit = await _one(enforcement, SERVICE, "SELECT name  FROM customers WHERE id = 2")
     assert hit.constants == (b"2",)
     await _one(enforcement, SERVICE, "SELECT name FROM customers WHERE id = $1", (23,))

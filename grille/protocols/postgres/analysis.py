@@ -22,6 +22,7 @@ from postgast import pg_query_pb2 as pb
 from grille.controls import Refusal
 from grille.protocols.operation import Access, Operation, RelationUse
 from grille.protocols.postgres import introspection, tree
+from grille.protocols.postgres.bare import bare
 from grille.protocols.postgres.catalog import Catalog, Column, Function, Relation
 from grille.protocols.postgres.introspection import REG_TYPES, Lookup
 from grille.protocols.postgres.purity import Purity, signature_of
@@ -1639,12 +1640,9 @@ class Analyzer:
         named = {name for node in grouped for name in _columns_in(node)}
         # Of an expression that is grouped by, the columns are determined there and nowhere else.
         alone = {node.column_ref.fields[-1].string.sval for node in grouped if kind_of(node) == "column_ref"}
-        texts = {tree.without_positions(node) for node in grouped}
+        texts = {bare(node) for node in grouped}
         beside = {
-            name
-            for f in fields
-            if f.node is not None and tree.without_positions(f.node) not in texts
-            for name in _columns_in(f.node)
+            name for f in fields if f.node is not None and bare(f.node) not in texts for name in _columns_in(f.node)
         }
         named -= beside - alone
         for item, name in dict.fromkeys(self._bare):

@@ -234,9 +234,7 @@ def _inside(raw: Any, text: str, keyword: int, query: Node) -> tuple[str, int]:
     begin = next((token.end for token in scan(command.decode()).tokens if token.token == keyword), None)
     inner = command[begin:].decode() if begin is not None else ""
     again = parse(inner)
-    copy = pb.Node()
-    copy.CopyFrom(query)
-    if begin is None or len(again.stmts) != 1 or not same_tree(copy, again.stmts[0].stmt):
+    if begin is None or len(again.stmts) != 1 or not same_tree(query, again.stmts[0].stmt):
         raise Refusal("ST-07", "The statement inside this command does not read alone as it does here.",
                       sqlstate="0A000", hint="Send the statement by itself.")  # fmt: skip
     stripped = inner.lstrip(_SPACE)

@@ -21,6 +21,7 @@ from postgast import parse
 from postgast import pg_query_pb2 as pb
 
 from grille.protocols.postgres import tree
+from grille.protocols.postgres.bare import bare
 from grille.protocols.postgres.tree import Node
 
 VISIBLE: Final = ((26, "relations"), (20, "hidden columns"), (26, "types"))
@@ -395,8 +396,7 @@ def _parsed(sql: str) -> bytes:
         names: Any = part.name if kind == "A_Expr" else part.oper_name if kind == "SubLink" else ()
         if len(names) == 1:
             names.insert(0, tree.string("pg_catalog"))
-    tree.strip_positions(node)
-    return bytes(node.SerializeToString())
+    return bare(node)
 
 
 def condition(readable: Readable) -> Node:

@@ -7,6 +7,7 @@ derived tables that such a condition reads get ``OFFSET 0``.  Writes get a raisi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -39,7 +40,7 @@ CATALOGUE_CHANGED: Final = "grille_catalogue_changed"
 
 _ROW: Final = "grille:row"
 
-_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+FILTER_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 class Compare(msgspec.Struct, frozen=True, tag="compare"):
@@ -384,7 +385,7 @@ class _Rewrite:
         if column is None:
             raise _filter_refusal()
         base = self._base(column)
-        name = _OPERATORS.get(condition.operator, "=")
+        name = FILTER_OPERATORS.get(condition.operator, "=")
         candidates = self._resolver.operator(name, base, base)
         if len(candidates) != 1:
             raise _filter_refusal()
@@ -657,10 +658,16 @@ def _raise(setting: str) -> Node:
 
 def _pin(relation: Relation) -> Node:
     """True while the name still means the relation that was checked; raises after a swap of names."""
-    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (relation.schema, relation.name))
+    return pb.Node.FromString(_serialized_pin(relation.schema, relation.name, relation.oid))
+
+
+@functools.lru_cache(maxsize=1024)
+def _serialized_pin(schema: str, name: str, oid: int) -> bytes:
+    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, name))
     current = tree.cast(tree.cast(tree.text_constant(quoted), "pg_catalog", "regclass"), "pg_catalog", "oid")
-    expected = tree.cast(tree.text_constant(str(relation.oid)), "pg_catalog", "oid")
-    return tree.case(tree.operator("=", current, expected), tree.boolean_constant(True), _raise(CATALOGUE_CHANGED))
+    expected = tree.cast(tree.text_constant(str(oid)), "pg_catalog", "oid")
+    pin = tree.case(tree.operator("=", current, expected), tree.boolean_constant(True), _raise(CATALOGUE_CHANGED))
+    return bytes(pin.SerializeToString())
 
 
 def _filter_refusal() -> Refusal:

@@ -22,7 +22,7 @@ from grille.protocols.postgres.copy import CopyOut
 from grille.protocols.postgres.lexer import Lexed
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
-from grille.protocols.postgres.tree import Node, kind_of, same_tree, walk
+from grille.protocols.postgres.tree import Node, kind_of, parsed, same_tree, walk
 
 MAX_NESTING: Final = 100
 """Parentheses and brackets open at once; beyond it the text is not given to the parser."""
@@ -173,7 +173,7 @@ def _parse(text: str) -> Any:
     """Parse `text`, unless its tree could be so deep that writing it would overflow the C stack."""
     if len(text) > _SHALLOW and _deep(text):
         raise too_deep()
-    return parse(text)
+    return parsed(text)
 
 
 def _deep(text: str) -> bool:
@@ -413,7 +413,7 @@ def template_positions(text: str, lexed: Lexed) -> tuple[frozenset[int], frozens
     """
     by_offset = {constant.offset: index for index, constant in enumerate(lexed.constants)}
     signs = lexed.signs(text)
-    tree = parse(text)
+    tree = parsed(text)
     selects = (message for message in walk(tree) if message.DESCRIPTOR.name == "SelectStmt")
     repeated = {place for select in selects for place in _repeated(select)}
     wanted: set[int] = set()
@@ -530,12 +530,12 @@ def same_with_parameters(
 
     With those that are `signed`, the minus before them has been replaced too, and is in the parameter's value.
     """
-    original, replaced = parse(text), parse(template)
+    original, replaced = parsed(text), parsed(template)
     values = [constant.value for constant in lexed.render(positions, signed)[2]]
     order = {index: number for number, index in enumerate(sorted(positions), start=1)}
     by_offset = {lexed.constants[index].offset: number for index, number in order.items() if index not in signed}
     by_offset |= {offset: order[index] for offset, index in lexed.signs(text).items() if index in signed}
-    for message in list(walk(original)):
+    for message in walk(original):
         if message.DESCRIPTOR.name == "Node" and kind_of(message) == "a_const":
             number = by_offset.pop(message.a_const.location, None)
             if number is not None:

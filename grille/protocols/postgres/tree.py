@@ -6,19 +6,29 @@ Grille adds to a statement is built here, schema-qualified, never as text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 from postgast import deparse, parse
 from postgast import pg_query_pb2 as pb
 
+from grille.protocols.postgres.bare import bare
+
 Node = Any
 """A pg_query ``Node``: one of many kinds."""
 
-POSITIONS: Final = frozenset(
-    {"location", "stmt_location", "stmt_len", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end"}
-)
-PARSER_VERSION_FIELD: Final = "version"
+
+@functools.lru_cache(maxsize=8)
+def _serialized(text: str) -> bytes:
+    return bytes(parse(text).SerializeToString())
+
+
+def parsed(text: str) -> Any:
+    """The parse result of a text, which is the caller's own; of the last texts it is remembered, since each step of
+    understanding a statement reads it anew.  Raises PgQueryError.
+    """
+    return pb.ParseResult.FromString(_serialized(text))
 
 
 def kind_of(node: Node) -> str:
@@ -26,49 +36,28 @@ def kind_of(node: Node) -> str:
     return str(node.WhichOneof("node") or "")
 
 
-def strip_positions(message: Any) -> None:
-    """Remove every source position below `message`, in place."""
-    if message.DESCRIPTOR.name == "Node":
-        kind = message.WhichOneof("node")
-        if kind:
-            strip_positions(getattr(message, kind))
-        return
-    for field, value in message.ListFields():
-        if field.name in POSITIONS:
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            if field.is_repeated:
-                for item in value:
-                    strip_positions(item)
-            else:
-                strip_positions(value)
-
-
 def same_tree(left: Any, right: Any) -> bool:
-    """True if two parse results are equal up to source positions.  Both lose their positions."""
-    strip_positions(left)
-    strip_positions(right)
-    return bool(left == right)
+    """True if two parse results are equal up to source positions."""
+    return bare(left) == bare(right)
 
 
-def without_positions(message: Any) -> bytes:
-    """The message, serialized without source positions: equal for equal expressions."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    strip_positions(copy)
-    return bytes(copy.SerializeToString(deterministic=True))
-
-
-def walk(message: Any) -> Iterator[Any]:
+def walk(message: Any) -> list[Any]:
     """Every message at and below `message`, parents first."""
-    yield message
+    found: list[Any] = []
+    _gather(message, found)
+    return found
+
+
+def _gather(message: Any, found: list[Any]) -> None:
+    found.append(message)
     for field, value in message.ListFields():
-        if field.message_type is not None:
-            if field.is_repeated:
-                for item in value:
-                    yield from walk(item)
-            else:
-                yield from walk(value)
+        if field.message_type is None:
+            continue
+        if field.is_repeated:
+            for item in value:
+                _gather(item, found)
+        else:
+            _gather(value, found)
 
 
 def text_of(statement: Node) -> str:
@@ -80,12 +69,10 @@ def text_of(statement: Node) -> str:
 
 def parses_back(statement: Node, sql: str) -> bool:
     """True if `sql` parses to exactly `statement` (design: parse(deparse(tree)) == tree)."""
-    again = parse(sql)
+    again = parsed(sql)
     if len(again.stmts) != 1:
         return False
-    copy = pb.Node()
-    copy.CopyFrom(statement)
-    return same_tree(copy, again.stmts[0].stmt)
+    return same_tree(statement, again.stmts[0].stmt)
 
 
 # Building
