@@ -1036,7 +1036,10 @@ async def test_a_cut_in_a_statement_or_a_result(node: Node, load: Load, how: Any
     """At many places: within the first message's header, its body, and messages later."""
     places = range(400) if LONG else (0, 3, 5, 6, 57, 120)
     async with load() as crew:
-        for place in places:
+        # A read of which nothing was released runs again: now and then no agent is told in the first pass.
+        for tries, place in enumerate((*places, *itertools.islice(itertools.cycle(places), 60))):
+            if tries >= len(places) and crew.told.get("08006"):
+                break
             fault = node.wire.arm(Fault(direction, how, place))
             await eventually(fault.struck.is_set, crew)
     assert crew.told.get("08006")
