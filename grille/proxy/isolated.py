@@ -477,7 +477,12 @@ class Isolated(Passthrough):
             types = self._own.resolver.type_oids(command.types)
         elif kind == "declare_cursor_stmt":
             command = classify(raw, text).command
-            assert command is not None  # noqa: S101
+            assert isinstance(command, commands.DeclareCommand)  # noqa: S101
+            if command.hold:
+                raise Refusal(
+                    "ST-05", "A cursor WITH HOLD is not carried in an isolated session.", sqlstate="0A000",
+                    hint="Declare it without WITH HOLD and fetch within the transaction, or page by key with LIMIT.",
+                )  # fmt: skip
             name, inner, types = command.name, node.declare_cursor_stmt.query, ()
         elif kind == "copy_stmt":
             copy = node.copy_stmt

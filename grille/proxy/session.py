@@ -136,7 +136,7 @@ MAX_PENDING_BYTES: Final = 1024 * 1024
 MAX_RETRY_BYTES: Final = 64 * 1024
 """A unit above this is not run a second time after a change of the catalogue."""
 IDLE_TRANSACTION_SECONDS: Final = 300.0
-"""How long a client may think while its transaction, or its unfinished unit, holds an upstream connection."""
+"""How long a client may think while its transaction, unfinished unit or cursor WITH HOLD has an upstream connection."""
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -179,6 +179,8 @@ class Session:
         "_failed",
         "_frames",
         "_half_since",
+        "_held",
+        "_holding",
         "_id",
         "_initial",
         "_isolation",
@@ -298,6 +300,9 @@ class Session:
         self._statement_characters = 0
         """At least the length of their texts."""
         self.portals: dict[str, Portal] = {}
+        self._held: dict[str, Portal] = {}
+        """Cursors WITH HOLD, which outlive their unit; they live on ``_holding``."""
+        self._holding: UpstreamConnection | None = None
         self._numbers = 0
         """Portals and savepoints so far."""
         self._known: dict[tuple[str, str], frozenset[str]] = {}
@@ -358,6 +363,7 @@ class Session:
                 run.status = "unknown" if _writes(run.portal.prepared) and not run.portal.loads else "error"
         await self.relay.settled()
         self._release()
+        self._let_go()
         for run in runs:
             with contextlib.suppress(Refusal):
                 event = self.statement_event(run)
@@ -576,7 +582,7 @@ class Session:
         """Loop time until which the client may be silent; None: for as long as it likes."""
         if self._half_since is not None:
             return self._half_since + self.config.idle_message_timeout
-        if self.relay.connection is None:
+        if self.relay.connection is None and self._holding is None:
             return None
         return (max(began, self._lane.active) if self._lane is not None else began) + IDLE_TRANSACTION_SECONDS
 
@@ -1000,7 +1006,7 @@ class Session:
             self.statements.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
             return
-        portal = self.portals.get(message.name)
+        portal = self.portals.get(message.name) or self._held.get(message.name)
         if portal is None or portal.plan is None:
             self.portals.pop(message.name, None)
             self._step(Step(Kind.LOCAL, reply=CLOSE_COMPLETE))
@@ -1009,9 +1015,13 @@ class Session:
 
     def _close_portal(self, name: str, *, visible: bool) -> None:
         """Close a portal or cursor that upstream has; it stays open if an earlier step fails."""
-        portal = self.portals.pop(name)
+        where = self.portals if name in self.portals else self._held
+        portal = where[name]
+        if where is self._held:
+            self._take_holding(name)
+        del where[name]
         if portal.plan is not None:
-            undo = functools.partial(operator.setitem, self.portals, name, portal)
+            undo = functools.partial(operator.setitem, where, name, portal)
             self._step(Step(Kind.CLOSE_PORTAL, portal=portal, visible=visible, undo=undo))
 
     def _statement(self, name: str) -> Statement:
@@ -1039,7 +1049,7 @@ class Session:
                 else:
                     where[name] = previous
 
-        if where is self.portals and len(where) >= MAX_PORTALS:
+        if where is not self.statements and len(self.portals) + len(self._held) >= MAX_PORTALS:
             raise Refusal(
                 "WP-03",
                 f"this session has opened more than {MAX_PORTALS} portals and cursors",
@@ -1209,10 +1219,8 @@ class Session:
             raise
 
     def _release(self) -> None:
-        connection, self.relay.connection = self.relay.connection, None
         self.portals.clear()
-        if connection is not None:
-            self._pool.release(connection)
+        self._release_connection()
 
     @staticmethod
     def _control(text: str) -> list[Step]:
@@ -1291,6 +1299,8 @@ class Session:
         self._steps.clear()
         self._engaged = self._poison = False
         self.begun = None
+        if self.relay.connection is self._holding or any(not cursor.done for cursor in self._held.values()):
+            self._let_go()
         self._release()
         if self.status != "I":
             self.status = "E"
@@ -1376,6 +1386,7 @@ class Session:
         self._leave_quotas()
         if self.status == "I":
             self.begun = None
+            self._settle_held()
             self._release()
         out = relay.out + ReadyForQuery(self.status).encode()  # type: ignore[arg-type]
         self._reset_unit()
@@ -1403,8 +1414,48 @@ class Session:
 
     def _release_connection(self) -> None:
         connection, self.relay.connection = self.relay.connection, None
-        if connection is not None:
+        if connection is not None and connection is not self._holding:
             self._pool.release(connection)
+
+    # cursors WITH HOLD
+
+    def _take_holding(self, name: str) -> None:
+        """This unit runs on the connection that the cursors WITH HOLD are on.  Raises `Refusal` if it cannot."""
+        holding = self._holding
+        if self.status != "I" or self.relay.connection not in (None, holding):
+            raise Refusal(
+                "ST-05", f'cursor "{_plain(name)}" WITH HOLD is used outside of transaction blocks only',
+                sqlstate="0A000", hint="Fetch from it before BEGIN or after COMMIT, in a statement of its own.",
+            )  # fmt: skip
+        if holding is not None and holding.profile != self.settings.for_server():
+            raise Refusal(
+                "ST-05", "the settings of this session are not those that its cursors WITH HOLD were declared under",
+                sqlstate="0A000", hint="Set them as they were, or declare the cursor again.",
+            )  # fmt: skip
+        self.relay.connection = holding
+
+    def _settle_held(self) -> None:
+        """A unit has ended: what it declared stays if it went well, and so does the connection, while there are any."""
+        connection = self.relay.connection
+        if self._failed:
+            self._held = {name: cursor for name, cursor in self._held.items() if cursor.done}
+        for cursor in self._held.values():
+            cursor.done = True
+        if self._held and self._holding is None:
+            self._holding = connection
+        elif not self._held:
+            holding, self._holding = self._holding, None
+            if holding is not None and holding is not connection:
+                self._pool.release(holding)
+
+    def _let_go(self) -> None:
+        """Forget the cursors WITH HOLD, and end the connection that they are on."""
+        self._held.clear()
+        holding, self._holding = self._holding, None
+        if holding is not None:
+            holding.dirty = True
+            if holding is not self.relay.connection:
+                self._pool.release(holding)
 
     async def _unrecorded(self, refusal: Refusal) -> None:
         """The outcome cannot be kept, so the client does not get it (AU-01)."""
@@ -1430,6 +1481,7 @@ class Session:
             and self._repeatable
             and self.status == "I"
             and self.begun is None
+            and (self._holding is None or self.relay.connection is not self._holding)
         )
 
     async def _run_again(self) -> None:
@@ -1518,6 +1570,7 @@ class Session:
             if command.name == "all":
                 if self._in_transaction:
                     raise Refusal("ST-05", "DISCARD ALL cannot run inside a transaction", sqlstate="25001")
+                self._close_all(portal)
                 await self._reset_all()
                 self._forget_statements()
             tag = f"DISCARD {command.name.upper()}"
@@ -1541,8 +1594,7 @@ class Session:
             self._warn("25P01", "SET CONSTRAINTS can only be used in transaction blocks")
             tag = "SET CONSTRAINTS"
         elif kind == "close_all":
-            for name in [name for name, each in self.portals.items() if each is not portal]:
-                self._close_portal(name, visible=False)
+            self._close_all(portal)
             tag = "CLOSE CURSOR ALL"
         elif kind == "unlisten":
             tag = "UNLISTEN"
@@ -1680,6 +1732,8 @@ class Session:
             bind = Bind("", command.name, (), values, message.result_formats)
             return await self._bound(again, prepared, bind, simple=simple)
         cursor = self._cursor(command.name)
+        if command.name in self._held:
+            self._take_holding(command.name)
         await self._same_terms(cursor)
         formats = cursor.result_formats if simple else message.result_formats
         again = Statement(cursor.statement.text, (), cursor.prepared, statement.chain)
@@ -1715,27 +1769,33 @@ class Session:
                 return None, portal
             source = self._statement(command.name)
             return (await self._current(source)).plan, Portal(source, source.prepared)
-        cursor = self.portals.get(command.name)
+        cursor = self.portals.get(command.name) or self._held.get(command.name)
         if cursor is None or cursor.plan is None or command.move:
             return None, portal
         return self._fetch_plan(command, cursor), cursor
 
     def _cursor(self, name: str) -> Portal:
-        cursor = self.portals.get(name)
+        cursor = self.portals.get(name) or self._held.get(name)
         if cursor is None or cursor.plan is None:
             raise Refusal(
                 "WP-01", f'cursor "{_plain(name)}" does not exist', sqlstate="34000",
-                hint="A cursor lives until the end of the transaction that declares it.",
+                hint="A cursor lives until the end of the transaction that declares it, unless it is WITH HOLD.",
             )  # fmt: skip
         return cursor
 
     async def _declare(self, command: DeclareCommand, portal: Portal) -> None:
-        if not self._in_transaction:
+        held = command.hold
+        if held and self.status != "I":
+            raise Refusal(
+                "ST-05", "A cursor WITH HOLD is declared outside of transaction blocks only.", sqlstate="0A000",
+                hint="Declare it without WITH HOLD and fetch within the transaction, or page by key with LIMIT.",
+            )  # fmt: skip
+        if not held and not self._in_transaction:
             raise Refusal(
                 "WP-01", "DECLARE CURSOR can only be used in transaction blocks", sqlstate="25P01",
                 hint="Send BEGIN first.",
             )  # fmt: skip
-        if command.name in self.portals:
+        if command.name in self.portals or command.name in self._held:
             raise Refusal("WP-01", f'cursor "{_plain(command.name)}" already exists', sqlstate="42P03")
         query = portal.inner
         if query is None:
@@ -1751,9 +1811,16 @@ class Session:
         query.plan = msgspec.structs.replace(query.plan, sql=sql, name="", shared=False, results=())
         query.result_formats = ()
         await self._enter(query)
-        undo = self._put(self.portals, command.name, cursor)
+        if held and self._holding is not None:
+            self._take_holding(command.name)
+        undo = self._put(self._held if held else self.portals, command.name, cursor)
         self._step(Step(Kind.BIND, plan=query.plan, portal=query, visible=False))
         self._queue_execute(query, 0).undo = undo
+
+    def _close_all(self, portal: Portal) -> None:
+        """Close what is open but the portal that asks for it."""
+        for name in [name for name, each in {**self.portals, **self._held}.items() if each is not portal]:
+            self._close_portal(name, visible=False)
 
     def _close_cursor(self, name: str) -> None:
         self._cursor(name)

@@ -134,8 +134,7 @@ def test_there_are_enough_statements_and_few_are_denied(tallies: dict[str, Tally
     assert len(texts) >= 300
     application = sum(tally.application for tally in tallies.values())
     denied = sum(sum(tally.denied.values()) for tally in tallies.values())
-    # The goal is 2%; docs/how-to/run-the-suites.md says what is missing.
-    assert denied < 0.04 * application, table(tallies)
+    assert denied < 0.02 * application, table(tallies)
 
 
 def test_what_agents_are_told_of_the_catalogue_names_nothing_hidden(tallies: dict[str, Tally]) -> None:

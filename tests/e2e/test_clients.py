@@ -314,7 +314,7 @@ def test_psycopg(window: Window) -> None:
             connection.execute("SELECT 1/0")
         assert connection.execute("SELECT 1").fetchone() == (1,)
         with pytest.raises(psycopg.errors.FeatureNotSupported):
-            connection.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
+            connection.execute("LISTEN c")
         connection.rollback()
         assert connection.info.parameter_status("is_superuser") == "off"
         assert connection.info.server_version >= 180000

@@ -264,6 +264,11 @@ class World:
     def statements(self) -> list[Event]:
         return [event for event in self.recorder.events if event.kind == "statement"]
 
+    @property
+    def in_use(self) -> int:
+        """Connections that sessions hold."""
+        return self.services.pools["bank"].counts.in_use
+
 
 MakeWorld = Callable[..., Awaitable[World]]
 
@@ -876,7 +881,7 @@ async def test_trace_by_comment_setting_and_startup(world: World) -> None:
     [
         "COPY t FROM '/tmp/t'", "COPY t TO '/tmp/t'", "COPY t FROM PROGRAM 'true'", "LISTEN x",
         "NOTIFY x", "EXPLAIN SELECT 1", "PREPARE TRANSACTION 'x'", "COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'",
-        "COMMIT AND CHAIN", "SET CONSTRAINTS t_name_check DEFERRED", "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        "COMMIT AND CHAIN", "SET CONSTRAINTS t_name_check DEFERRED",
     ],
 )  # fmt: skip
 async def test_what_is_not_carried_is_refused_and_wedges_nothing(world: World, text: str) -> None:
@@ -1128,6 +1133,97 @@ async def test_a_cursor_dies_with_the_policy_it_was_opened_under(world: World, r
     refused = await reader.query("FETCH c")
     assert error(refused)["C"] == "34000"
     assert "ST-08" in error(refused)["M"]
+
+
+HELD = "DECLARE h CURSOR WITH HOLD FOR SELECT id FROM t WHERE id <= 10 ORDER BY id"
+
+
+async def test_a_cursor_with_hold_outlives_its_transaction(world: World) -> None:
+    client = await world.client()
+    assert tags(await client.query(HELD)) == ["DECLARE CURSOR"]
+    assert numbers(await client.query("FETCH 2 FROM h")) == [1, 2]
+    await client.query("BEGIN; UPDATE t SET name = name WHERE id = 1; ROLLBACK")
+    assert error(await client.query("SELECT 1/0"))["C"] == "22012"
+    assert numbers(await client.query("FETCH 2 FROM h")) == [3, 4]
+    assert numbers(await client.ask(Parse("", "FETCH h"), Bind("", ""), Execute(""), Sync())) == [5]
+    assert tags(await client.query("DECLARE i CURSOR WITH HOLD FOR SELECT 7; CLOSE h; MOVE i")) == [
+        "DECLARE CURSOR", "CLOSE CURSOR", "MOVE 1",
+    ]  # fmt: skip
+    assert error(await client.query("FETCH h"))["C"] == "34000"
+    assert tags(await client.query("FETCH i; CLOSE i")) == ["FETCH 0", "CLOSE CURSOR"]
+    assert rows(await client.query("SELECT name FROM pg_cursors WHERE name LIKE 'grille%'")) == []
+
+
+async def test_a_cursor_with_hold_has_its_connection_until_it_is_closed(world: World) -> None:
+    client = await world.client()
+    for end in ("CLOSE h", "CLOSE ALL", "DISCARD ALL"):
+        await client.query(HELD)
+        assert world.in_use == 1
+        await client.query("BEGIN")
+        assert rows(await client.query("SELECT 1 FROM t WHERE id = 1")) == [(b"1",)]
+        refused = error(await client.query("FETCH h"))
+        assert (refused["C"], "outside of transaction blocks" in refused["M"]) == ("0A000", True)
+        await client.query("ROLLBACK")
+        assert world.in_use == 1
+        assert numbers(await client.query("FETCH h")) == [1]
+        assert kinds(await client.query(end)) == "CZ"
+        assert world.in_use == 0
+        assert error(await client.query("FETCH h"))["C"] == "34000"
+    await client.query(HELD)
+    assert world.in_use == 1
+    client.writer.close()
+    await until(lambda: world.in_use == 0)
+    assert world.services.pools["bank"].counts.idle == 1  # what the cursor was on is not lent again
+
+
+@pytest.mark.parametrize("unit", [f"{HELD}; SELECT 1/0", "DECLARE h CURSOR WITH HOLD FOR SELECT 1 / (id - 10) FROM t"])
+async def test_a_cursor_with_hold_of_a_failed_unit_is_gone(world: World, unit: str) -> None:
+    client = await world.client()
+    assert error(await client.query(unit))["C"] == "22012"
+    assert world.in_use == 0
+    assert error(await client.query("FETCH h"))["C"] == "34000"
+    assert tags(await client.query(f"{HELD}; FETCH h; CLOSE h")) == ["DECLARE CURSOR", "FETCH 1", "CLOSE CURSOR"]
+
+
+async def test_a_cursor_with_hold_is_declared_outside_of_transactions(world: World) -> None:
+    client = await world.client()
+    await client.query("BEGIN")
+    refused = error(await client.query(HELD))
+    assert (refused["C"], "ST-05" in refused["M"]) == ("0A000", True)
+    await client.query("ROLLBACK")
+    assert world.in_use == 0
+
+
+async def test_a_unit_with_a_cursor_with_hold_is_not_run_twice(world: World) -> None:
+    client = await world.client()
+    await client.query(HELD)
+    unit = "FETCH h; SELECT * FROM t WHERE id = 1"
+    assert tags(await client.query(unit)) == ["FETCH 1", "SELECT 1"]
+    world.direct("ALTER TABLE t ADD COLUMN more int")
+    assert error(await client.query(unit))["C"] == "0A000"
+    assert numbers(await client.query("FETCH h")) == [3]
+    assert tags(await client.query("CLOSE h")) == ["CLOSE CURSOR"]
+
+
+async def test_a_cursor_with_hold_dies_with_its_terms_and_its_connection(world: World) -> None:
+    client = await world.client()
+    await client.query(HELD)
+    await client.query("SET DateStyle = 'SQL, DMY'")
+    refused = error(await client.query("FETCH h"))
+    assert (refused["C"], "settings" in refused["M"]) == ("0A000", True)
+    await client.query("RESET DateStyle")
+    assert numbers(await client.query("FETCH h")) == [1]
+    world.scripted.generation += 1
+    assert "ST-08" in error(await client.query("FETCH h"))["M"]
+    world.scripted.generation -= 1
+    assert numbers(await client.query("FETCH h")) == [2]
+    world.direct(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    assert error(await client.query("FETCH h"))["C"] == "08006"
+    assert error(await client.query("FETCH h"))["C"] == "34000"
+    assert world.in_use == 0
 
 
 async def test_too_many_cursors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

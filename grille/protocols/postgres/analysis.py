@@ -12,6 +12,7 @@ decision is known (`Site`).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
@@ -44,6 +45,8 @@ MAX_COLUMNS: Final = 1664
 """PostgreSQL's own limit on a select list (MaxTupleAttributeNumber)."""
 MAX_RELATIONS: Final = 500
 HIDDEN: Final = "grille:"
+_TOLD_APART: Final = f"{HIDDEN}column "
+"""Begins the names of columns that have one name; nothing else is called so, and who writes such a name reads these."""
 """Identifiers that begin so are Grille's own and refused from agents."""
 
 MAX_LISTED: Final = 64
@@ -95,7 +98,7 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
         "DeleteStmt": "relation using_clause where_clause returning_clause with_clause",
         "RangeVar": "catalogname schemaname relname inh relpersistence alias",
         "RangeSubselect": "lateral subquery alias",
-        "RangeFunction": "lateral ordinality functions alias",
+        "RangeFunction": "lateral ordinality is_rowsfrom functions alias",
         "RangeTableSample": "relation method args repeatable",
         "JoinExpr": "jointype is_natural larg rarg using_clause quals",
         "Alias": "aliasname colnames",
@@ -233,6 +236,8 @@ class Field:
     plain: bool = True
     """Its defining expression is leakproof: a condition on it may run before the row filter."""
     node: Node | None = None
+    shown: str = ""
+    """The name under which a star shows it, if its own is not the agent's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -1138,11 +1143,17 @@ class Analyzer:
         for entry in (one, other):
             for owner in entry.owners:
                 self._touch(owner, name, predicate=True)
-        leakproof = (
-            one.field.plain and other.field.plain and self._leakproof_operator("=", one.field.type, other.field.type)
-        )
+        quiet = self._leakproof_operator("=", one.field.type, other.field.type)
+        leakproof = one.field.plain and other.field.plain and quiet
         if not leakproof:
-            items = tuple(part for item in dict.fromkeys(one.owners + other.owners) for part in _with_arguments(item))
+            owners = {
+                owner: None
+                for entry in (one, other)
+                for owner in entry.owners
+                # Rows of the catalogue are behind a fence, so only what is done to their values could tell of more.
+                if not (quiet and entry.field.plain and owner.kind == "catalogue")
+            }
+            items = tuple(part for item in owners for part in _with_arguments(item))
             for item in items:
                 if item.kind == "derived":
                     self._result.sites.append(FenceSite(item))
@@ -1172,35 +1183,56 @@ class Analyzer:
         return _namespace_of(Item(alias, "derived", fields, node=sub.subquery.select_stmt, inner=inner))
 
     def _range_function(self, function: Any, scope: Scope) -> Namespace:
+        _spread_unnest(function)
         self._closed(function)
-        if len(function.functions) != 1 or len(function.functions[0].list.items) < 1:
-            raise Refusal("ST-02", "ROWS FROM with several functions is not supported.", sqlstate="0A000")
-        call = function.functions[0].list.items[0]
-        if kind_of(call) != "func_call":
-            _refuse_kind(kind_of(call))
-        self._closed(function.functions[0].list)
+        own: list[str] = []
+        fields: list[Field] = []
         references, self._references = self._references, {}
-        own = call.func_call.funcname[-1].string.sval
-        info = self._expression(call, scope)
-        if kind_of(call) != "func_call":
-            raise _unsupported("This function in FROM")
-        self._unlabelled(call, info)
+        rebuilt = None
+        for entry in function.functions:
+            call = entry.list.items[0] if entry.list.items else None
+            if call is None or kind_of(call) != "func_call":
+                _refuse_kind(kind_of(call) if call is not None else "list")
+            self._closed(entry.list)
+            if any(kind_of(part) for part in entry.list.items[1:]):
+                raise _unsupported("A column definition list")
+            name = call.func_call.funcname[-1].string.sval
+            info = self._expression(call, scope)
+            if kind_of(call) != "func_call":
+                raise _unsupported("This function in FROM")
+            self._unlabelled(call, info)
+            if call.func_call.funcname[-1].string.sval != name:
+                rebuilt = name
+            kind = self._catalog.types.get(info.type or 0)
+            if kind is None or kind.kind in "cp":
+                raise _unsupported("A function in FROM that returns several columns")
+            own.append(name)
+            fields.append(Field(_NAMED_COLUMN.get(name) or name, info.type, None, False))
         arguments = list(self._references)
         self._references = {**references, **self._references}
         self._closed_alias(function)
         alias = function.alias.aliasname if function.HasField("alias") else ""
         names = [name.string.sval for name in function.alias.colnames] if function.HasField("alias") else []
         _own_identifier(alias, *names)
-        column = _NAMED_COLUMN.get(own) or alias or own
-        if call.func_call.funcname[-1].string.sval != own and len(names) < 1 + function.ordinality:
-            raise _unsupported(f"{own} in FROM without an alias for each column")
-        kind = self._catalog.types.get(info.type or 0)
-        if kind is None or kind.kind in "cp":
-            raise _unsupported("A function in FROM that returns several columns")
-        fields = [Field(column, info.type, None, False)]
+        if len(fields) == 1 and own[0] not in _NAMED_COLUMN:
+            fields[0].name = alias or own[0]
         if function.ordinality:
             fields.append(Field("ordinality", INT8, None, False))
-        return _namespace_of(Item(alias or own, "function", _renamed(fields, names), arguments=arguments))
+        if rebuilt is not None and len(names) < len(fields):
+            raise _unsupported(f"{rebuilt} in FROM without an alias for each column")
+        _renamed(fields, names)
+        if len(own) > 1:
+            self._told_apart(function, alias or own[0], fields)
+        return _namespace_of(Item(alias or own[0], "function", fields, arguments=arguments))
+
+    def _told_apart(self, function: Any, alias: str, fields: list[Field]) -> None:
+        """Columns of one name, which only a star can reach, get names of their own; a star shows the old ones."""
+        counts = Counter(f.name for f in fields)
+        for position, entry in enumerate(fields):
+            if counts[entry.name] > 1:
+                entry.shown, entry.name = entry.name, f"{_TOLD_APART}{position}"
+        function.alias.CopyFrom(pb.Alias(aliasname=alias, colnames=[tree.string(f.name) for f in fields]))
+        self._built(function.alias)
 
     def _schema(self, var: Any) -> str:
         """The schema of a relation that is not a WITH query's."""
@@ -1278,7 +1310,7 @@ class Analyzer:
             return self._whole_row(node, self._find_item(parts[:-1], scope))
         if "*" in parts:
             raise Refusal("ST-02", "A star is supported only as an item of a select list.", sqlstate="0A000")
-        _own_identifier(*parts)
+        _own_identifier(*parts[:-1], parts[-1].removeprefix(_TOLD_APART))
         if len(parts) == 1:
             return self._unqualified(node, parts[0], scope)
         name = parts[-1]
@@ -1372,12 +1404,16 @@ class Analyzer:
             if len(parts) == 1:
                 if select is not None and not select.from_clause:
                     raise Refusal("ST-01", "SELECT * with no tables specified is not valid.", sqlstate="42601")
+                entries = scope.namespace.entries
                 references = [
                     (entry.name,) if entry.merged or not entry.owners[0].name else (entry.owners[0].name, entry.name)
-                    for entry in scope.namespace.entries
+                    for entry in entries
                 ]
                 _distinct(references)
-                expanded += [tree.target(tree.column(*reference)) for reference in references]
+                expanded += [
+                    tree.target(tree.column(*reference), entry.field.shown)
+                    for reference, entry in zip(references, entries, strict=True)
+                ]
             else:
                 try:
                     item = self._find_item([part.string.sval for part in parts[:-1]], scope)
@@ -1385,7 +1421,7 @@ class Analyzer:
                     placed(refusal, value.column_ref.location)
                     raise
                 _distinct([f.name for f in item.fields])
-                expanded += [tree.target(tree.column(item.name, f.name)) for f in item.fields]
+                expanded += [tree.target(tree.column(item.name, f.name), f.shown) for f in item.fields]
         if len(expanded) > MAX_COLUMNS:
             raise _too_many_columns()
         if changed:
@@ -2426,6 +2462,24 @@ class Analyzer:
         return _Info(kind, None, leakproof, all(i.constant for i in infos))
 
     def _row_expr(self, _node: Node, message: Any, scope: Scope) -> _Info:
+        expanded: list[Node] = []
+        changed = False
+        for argument in message.args:
+            if kind_of(argument) == "a_indirection":
+                self._field_of_row(argument, scope)
+            parts = list(argument.column_ref.fields) if kind_of(argument) == "column_ref" else []
+            if len(parts) > 1 and kind_of(parts[-1]) == "a_star":  # ROW(t.*) has the columns of t, not its row
+                item = self._find_item([part.string.sval for part in parts[:-1]], scope)
+                expanded += [tree.column(item.name, f.name) for f in item.fields]
+                changed = True
+            else:
+                expanded.append(argument)
+            if len(expanded) > MAX_COLUMNS:
+                raise _too_many_columns()
+        if changed:
+            copies = [pb.Node.FromString(node.SerializeToString()) for node in expanded]
+            del message.args[:]
+            message.args.extend(copies)
         self._all(message.args, scope)
         return _Info(None, None, False)
 
@@ -2680,6 +2734,26 @@ def _renamed(fields: list[Field], names: Sequence[str]) -> list[Field]:
     for candidate, name in zip(fields, names, strict=False):
         candidate.name = name
     return fields
+
+
+def _spread_unnest(function: Any) -> None:
+    """``unnest(a, b)`` in FROM is ``ROWS FROM (unnest(a), unnest(b))`` (PostgreSQL, chapter 7.2.1.4)."""
+    if function.is_rowsfrom or len(function.functions) != 1 or len(function.functions[0].list.items) < 1:
+        return
+    written = function.functions[0].list
+    call = written.items[0].func_call
+    plain = {"funcname", "args", "funcformat", "location"} >= {field.name for field, _ in call.ListFields()}
+    named = len(call.funcname) == 1 and call.funcname[0].string.sval == "unnest"
+    if not named or not plain or len(call.args) < 2 or any(kind_of(part) for part in written.items[1:]):
+        return
+    calls = [
+        pb.Node(list=pb.List(items=[tree.function("unnest", argument), pb.Node()])) for argument in list(call.args)
+    ]
+    for each in calls:
+        each.list.items[0].func_call.location = call.location
+    function.is_rowsfrom = True
+    del function.functions[:]
+    function.functions.extend(calls)
 
 
 def _unique(namespace: Namespace, name: str) -> Entry:

@@ -29,7 +29,7 @@ _BINARY: Final = 0x1
 _ASENSITIVE: Final = 0x10
 """The default, by another name."""
 _HOLD: Final = 0x20
-_CURSOR_OPTIONS: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x100
+_CURSOR_OPTIONS: Final = 0x1 | 0x2 | 0x4 | 0x8 | _HOLD | 0x100
 """BINARY, SCROLL, NO SCROLL, INSENSITIVE, and the planner's own FAST_PLAN (nodes/parsenodes.h)."""
 
 
@@ -74,6 +74,11 @@ class DeclareCommand(SessionCommand, frozen=True):
     """As in the parse tree, nothing but `_CURSOR_OPTIONS`."""
     offset: int = 0
     """Characters of the agent's text before `text`."""
+
+    @property
+    def hold(self) -> bool:
+        """It outlives the transaction."""
+        return bool(self.options & _HOLD)
 
     @property
     def binary(self) -> bool:
@@ -137,13 +142,6 @@ def execute(message: Any) -> ExecuteCommand:
 
 def declare(message: Any, raw: Any, text: str) -> DeclareCommand:
     """Read a DeclareCursorStmt.  Raises `Refusal`."""
-    if message.options & _HOLD:
-        raise Refusal(
-            "ST-05",
-            "A cursor WITH HOLD would outlive the transaction, and with it the decision it was opened under.",
-            sqlstate="0A000",
-            hint="Declare it without WITH HOLD and fetch within the transaction, or page by key with LIMIT.",
-        )
     options = message.options & ~_ASENSITIVE
     if options & ~_CURSOR_OPTIONS:
         raise Refusal("ST-05", "This option of DECLARE CURSOR is not carried by this proxy.", sqlstate="0A000")

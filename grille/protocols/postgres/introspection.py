@@ -362,7 +362,7 @@ class RegType(msgspec.Struct, frozen=True):
 
 
 REG_TYPES: Final[dict[int, RegType]] = {
-    24: RegType("built-in", "", "pg_proc"),
+    24: RegType("built-in", "to_regproc", "pg_proc"),
     2202: RegType("built-in", "", "pg_proc"),
     2203: RegType("built-in", "", "pg_operator"),
     2204: RegType("built-in", "", "pg_operator"),

@@ -16,6 +16,8 @@ ROWS = [
         ('SELECT p IS NULL FROM people p', "CO-03"),
         ('SELECT count(p.*) FROM people p', "CO-03"),
         ("SELECT d::text FROM drift d WHERE id = 1", [("(1,0042,seen,c***@bank.example)",)]),
+        ("SELECT format('%s', ROW(d.*, 1)), format('%s', ROW((d).*)) FROM drift d WHERE id = 2", [("(2,0042,seen,c***@bank.example,1)", "(2,0042,seen,c***@bank.example)")]),
+        ("SELECT ROW(p.*) FROM people p", "CO-03"),
         ("SELECT format('%s', d.*), count(d) FROM drift d WHERE id = 2 GROUP BY d", [("(2,0042,seen,c***@bank.example)", 1)]),
         ("SELECT count(d) FROM drift d WHERE d::text LIKE '%clear%'", [(0,)]),
         ("SELECT count(d) FROM drift d WHERE public.leak(d::text) IS NOT NULL", [(3,)]),

@@ -59,13 +59,14 @@ ROWS = [
     ),
     row(
         'D7', 'cursors', 'RO-01',
-        ('DECLARE c CURSOR WITH HOLD FOR SELECT * FROM people', "ST-05"),
-        ('DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT 1', "ST-05"),
+        ('DECLARE c CURSOR WITH HOLD FOR SELECT * FROM secrets', "ST-03"),
+        [("DECLARE c CURSOR WITH HOLD FOR SELECT id, ssn FROM people ORDER BY id", "DECLARE CURSOR"), ("FETCH 2 FROM c", [(1, "*****0001"), (2, "*****0002")]), ("MOVE ALL FROM c", "MOVE 18"), ("FETCH ALL FROM c", [])],
+        [("BEGIN", "BEGIN"), ("DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT 1", "ST-05")],
         ("UPDATE people SET name = 'x' WHERE CURRENT OF c", "ST-02"),
         [("BEGIN", "BEGIN"), ("DECLARE c CURSOR FOR SELECT id, ssn FROM people ORDER BY id", "DECLARE CURSOR"), ("FETCH 2 FROM c", [(1, "*****0001"), (2, "*****0002")]), ("MOVE ALL FROM c", "MOVE 18"), ("FETCH ALL FROM c", []), ("COMMIT", "COMMIT"), ("FETCH 1 FROM c", "WP-01")],
         [("BEGIN", "BEGIN"), ("DECLARE c CURSOR FOR SELECT * FROM secrets", "ST-03")],
         [("BEGIN", "BEGIN"), ("DECLARE c CURSOR FOR SELECT id FROM people", "DECLARE CURSOR"), ("DELETE FROM people WHERE CURRENT OF c", "ST-02")],
-        why='DECLARE is rewritten, WITH HOLD and WHERE CURRENT OF are refused.',
+        why='DECLARE is rewritten, WITH HOLD within a transaction and WHERE CURRENT OF are refused.',
     ),
     row(
         'D8', 'COPY to the client', 'RO-01',
@@ -269,7 +270,8 @@ ROWS = [
         ('SELECT id FROM people WHERE amount::amounts > 0', "ST-04"),
         ('SELECT amount::present FROM people', SAME),
         ('SELECT name::public.pair FROM people', "ST-04"),
-        ("SELECT 'x'::regproc", "ST-04"),
+        ("SELECT 'x()'::regprocedure", "ST-04"),
+        ("SELECT 'pg_catalog.array_in'::regproc = 750, 'public.sd'::regproc, 'nope'::regproc", [(True, None, None)]),
         ("SELECT '1'::public.amounts", "ST-04"),
     ),
     row(

@@ -158,10 +158,14 @@ def test_what_does_not_read_back_is_not_declared() -> None:
     assert refused.value.control == "ST-07"
 
 
-def test_a_cursor_with_hold_is_refused() -> None:
-    with pytest.raises(Refusal, match="outlive") as refused:
-        command("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
-    assert (refused.value.control, refused.value.sqlstate) == ("ST-05", "0A000")
+def test_a_cursor_with_hold() -> None:
+    found = command("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
+    assert isinstance(found, DeclareCommand)
+    assert found.hold
+    assert declared("c", found.options, "SELECT 1") == "DECLARE c CURSOR WITH HOLD FOR SELECT 1"
+    plain = command("DECLARE c CURSOR WITHOUT HOLD FOR SELECT 1")
+    assert isinstance(plain, DeclareCommand)
+    assert not plain.hold
 
 
 def test_settings_by_function() -> None:
