@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grille
 from grille.proxy.demo.cluster import Cluster, debian_binaries, embedded_binaries
+from tests.differential import sqlsmith
 from tests.differential.generator import script
 from tests.differential.run import REGRESSIONS, Bench, Tally, campaign
 from tests.differential.world import World, settings
@@ -25,7 +26,11 @@ def main() -> int:
     parser.add_argument("--server", choices=("pg15", "pg18"), default="pg18")
     parser.add_argument("--show", type=int, metavar="NUMBER", help="only print the script of this number")
     parser.add_argument("--save", type=Path, default=REGRESSIONS, metavar="DIR", help="where differences are kept")
+    parser.add_argument("--source", choices=("grammar", "sqlsmith"), default="grammar", help="their writer (grammar)")
     chosen = parser.parse_args()
+    if chosen.source == "sqlsmith" and not sqlsmith.available():
+        print("sqlsmith is not installed", file=sys.stderr)
+        return 2
     if chosen.show is not None:
         for statement in script(chosen.seed, chosen.show).statements:
             print(statement.sql, statement.values or "")
@@ -56,6 +61,7 @@ def main() -> int:
             start=chosen.start,
             progress=progress,
             save=chosen.save,
+            source=sqlsmith.source(world, chosen.seed) if chosen.source == "sqlsmith" else None,
         )
         exception = '"exception"' in world.log.read_text()
     seconds = time.monotonic() - started

@@ -239,7 +239,20 @@ def scripts(seed: int) -> Iterator[Script]:
         found = script(seed, number)
         number += 1
         if not found.commits:
+            found.statements = [_varied(each, number) for each in found.statements]
             yield found
+
+
+def _varied(statement: Statement, number: int) -> Statement:
+    """Now and then in the binary format, as COPY, or only explained."""
+    if not statement.judged or statement.simple:
+        return statement
+    reads = statement.sql.startswith(("SELECT", "WITH", "VALUES"))
+    if number % 8 == 1 and reads and not statement.types:
+        return statement._replace(sql=f"COPY ({statement.sql}) TO STDOUT", simple=True)
+    if number % 32 == 2 and reads:
+        return statement._replace(sql=f"EXPLAIN {statement.sql}")
+    return statement._replace(binary=number % 4 == 3)
 
 
 @contextlib.contextmanager

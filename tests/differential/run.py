@@ -154,8 +154,9 @@ def campaign(
     start: int = 0,
     progress: Callable[[Tally], None] | None = None,
     save: Path | None = None,
+    source: Callable[[int], Script] | None = None,
 ) -> Tally:
-    """Run scripts of `seed` from number `start` on until there are enough.
+    """Run scripts of `seed`, or of another ``source``, from number `start` on until there are enough.
 
     A batch is in flight on each lane while another is compared.  Differences are made small and, if ``save`` is a
     directory, written there.
@@ -180,7 +181,7 @@ def campaign(
             bench.world.vacuum()
         flying[lane] = []
         while sum(len(each.statements) for each in flying[lane]) < _BATCH:
-            flying[lane].append(script(seed, number))
+            flying[lane].append(script(seed, number) if source is None else source(number))
             number += 1
         for name in (f"{bench.agent}{lane}", f"native{lane}"):
             send(bench.session(name), _flat(flying[lane]))
@@ -292,7 +293,7 @@ def _as_json(statement: Statement) -> dict[str, Any]:
         ]
     if statement.ordered:
         content["ordered"] = list(statement.ordered)
-    for name in ("simple", "judged", "fails", "copy", "data"):
+    for name in ("simple", "judged", "fails", "copy", "data", "binary"):
         if getattr(statement, name) != Statement._field_defaults[name]:
             content[name] = getattr(statement, name)
     return content
@@ -312,6 +313,7 @@ def read(path: Path) -> Script:
             each.get("fails", False),
             each.get("copy", ""),
             each.get("data", ""),
+            each.get("binary", False),
         )
         for each in content["statements"]
     ]

@@ -37,6 +37,8 @@ class Statement(NamedTuple):
     """A COPY FROM STDIN for Grille; row security has none, so there `sql` is the INSERT of its rows."""
     data: str = ""
     """The rows of `copy`."""
+    binary: bool = False
+    """Its rows are asked for in the binary format."""
 
 
 class Outcome(NamedTuple):
@@ -91,12 +93,17 @@ def ask(connection: pq.abc.PGconn, statements: Sequence[Statement], *, copies: b
         elif statement.copy and copies:
             outcomes.append(_copy(connection, statement))
         elif statement.simple:
-            outcomes.append(_outcome(connection.exec_(statement.sql.encode())))
+            result = connection.exec_(statement.sql.encode())
+            out = result.status == pq.ExecStatus.COPY_OUT
+            outcomes.append(_copied(connection) if out else _outcome(result))
         else:
             outcomes.append(
                 _outcome(
                     connection.exec_params(
-                        statement.sql.encode(), list(statement.values) or None, list(statement.types) or None
+                        statement.sql.encode(),
+                        list(statement.values) or None,
+                        list(statement.types) or None,
+                        result_format=pq.Format(statement.binary),
                     )
                 )
             )
@@ -116,6 +123,17 @@ def _copy(connection: pq.abc.PGconn, statement: Statement) -> Outcome:
     return found._replace(tag=found.tag.replace("COPY ", "INSERT 0 "))
 
 
+def _copied(connection: pq.abc.PGconn) -> Outcome:
+    """The rows of COPY TO STDOUT in the text format."""
+    rows: list[Row] = []
+    while (got := connection.get_copy_data(0))[0] > 0:
+        rows.append(tuple(bytes(got[1]).rstrip(b"\n").split(b"\t")))
+    found = Outcome("lost")
+    while (result := connection.get_result()) is not None:
+        found = _outcome(result)
+    return found._replace(kind="rows", rows=tuple(rows)) if found.kind == "tag" else found
+
+
 def _outcome(result: pq.abc.PGresult) -> Outcome:
     if result.status not in _DONE:
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
@@ -133,7 +151,10 @@ def _outcome(result: pq.abc.PGresult) -> Outcome:
         return Outcome("tag", tag=tag)
     types = tuple(result.ftype(column) for column in range(width))
     rows = tuple(
-        tuple(_value(result.get_value(row, column), types[column]) for column in range(width))
+        tuple(
+            result.get_value(row, column) if result.fformat(column) else _value(result.get_value(row, column), kind)
+            for column, kind in enumerate(types)
+        )
         for row in range(result.ntuples)
     )
     return Outcome("rows", tag=tag, names=tuple(result.fname(c) for c in range(width)), types=types, rows=rows)

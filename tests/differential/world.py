@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -212,6 +213,10 @@ class World:
             time.sleep(0.05)
 
     # Sessions
+
+    def until_the_end(self, undo: Callable[[], object]) -> None:
+        """Call this when the world ends, before it stops."""
+        self._stack.callback(undo)
 
     def connect(self, agent: str) -> pq.abc.PGconn:
         """A session of this agent through Grille, over mutual TLS."""
