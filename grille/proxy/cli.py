@@ -108,6 +108,17 @@ newly denied, newly allowed, allowed on other terms, denied with other words.  E
 or a directory of sources.  Needs no database.  Exit 1 if anything changes.
 """
 
+_TOKENS = """\
+Works on tokenization: checks the format-preserving encryption that Grille has embedded.
+"""
+
+_VECTORS = """\
+Checks FF1 (NIST SP 800-38G r1) against published cases, one JSON object a line: radix, id, key and
+tweak in hexadecimal, msg and ct as lists of numerals, result valid, invalid or acceptable.  Both
+directions are tried, one value at a time and in batches.  Needs no configuration.  The last line is
+"vectors ok=N wrong=N", exit 1 if one is wrong, 2 if the file is not in this format.
+"""
+
 _HEAD = """\
 Writes the present head of every chain to a file.  Keep it elsewhere: whoever can change the
 evidence must not be able to change it.
@@ -230,6 +241,13 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("--since", metavar="TIME", help="RFC 3339, like 2026-11-24T08:00:00Z")
     diff.add_argument("--until", metavar="TIME", help="RFC 3339")
 
+    tokens = command(commands, "tokens", "check tokenization", _TOKENS, "grille tokens vectors ff1-vectors.jsonl")
+    steps = tokens.add_subparsers(dest="part", metavar="PART", required=True)
+    vectors = command(
+        steps, "vectors", "published test vectors", _VECTORS, "grille tokens vectors ff1-vectors.jsonl"
+    )  # fmt: skip
+    vectors.add_argument("file", metavar="FILE", type=Path, help="the cases")
+
     command(commands, "version", "print the version", "Prints the version and the build.", "grille version")
     return top
 
@@ -264,6 +282,10 @@ def _run(chosen: argparse.Namespace) -> int:
             from grille.proxy import policy_commands
 
             return policy_commands.run(chosen, sys.stdout, sys.stderr)
+        case "tokens":
+            from grille.proxy import token_commands
+
+            return token_commands.run(chosen, sys.stdout, sys.stderr)
         case "demo":
             from grille.proxy.demo.run import main as demo
 

@@ -27,7 +27,7 @@ MINIMUM_DOMAIN: Final = 100
 RECOMMENDED_DOMAIN: Final = 1_000_000
 """Fewest strings that the second draft of SP 800-38G r1 (2025) allows."""
 MAXIMUM_RADIX: Final = 65536
-MAXIMUM_TWEAK: Final = 255
+MAXIMUM_TWEAK: Final = 65535
 """Bytes."""
 
 Halves = tuple[int, int]
@@ -63,12 +63,12 @@ class FF1:
 
         Raises ValueError if the domain is too small, a numeral is out of range or the tweak is too long.
         """
-        halves = self.encrypt_halves(len(numerals), [self._split(numerals)], tweak)
+        halves = self.encrypt_halves(len(numerals), [self.halves(numerals)], tweak)
         return self._join(len(numerals), halves[0])
 
     def decrypt(self, numerals: Sequence[int], tweak: bytes = b"") -> list[int]:
         """The inverse of `encrypt`, with the same errors."""
-        halves = self.decrypt_halves(len(numerals), [self._split(numerals)], tweak)
+        halves = self.decrypt_halves(len(numerals), [self.halves(numerals)], tweak)
         return self._join(len(numerals), halves[0])
 
     def encrypt_halves(self, length: int, batch: Sequence[Halves], tweak: bytes) -> list[Halves]:
@@ -200,7 +200,8 @@ class FF1:
         left, right = (a, b) if forward else (b, a)
         return list(zip(left.tolist(), right.tolist(), strict=True))
 
-    def _split(self, numerals: Sequence[int]) -> Halves:
+    def halves(self, numerals: Sequence[int]) -> Halves:
+        """The halves of one string of numerals.  Raises ValueError for a numeral that is out of range."""
         radix = self.radix
         middle = len(numerals) // 2
         halves = []
