@@ -24,17 +24,21 @@ from tests.conformance.compare import Results, compare, count, divergences
 from tests.conformance.share import share
 from tests.conformance.targets import Kind, SuiteError
 from tests.conformance.tools import Suite, cache, cached, server_user
+from tests.mq import suite as mq
 
 SUITES = {suite.name: suite for family in (postgres, python, go, rust, java) for suite in family.SUITES}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__.partition("\n")[0])
-    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("suite", choices=sorted((*SUITES, mq.SUITE)))
     parser.add_argument("--policy", choices=("passthrough", "governed"), default="passthrough")
     parser.add_argument("--through", choices=("grille", "relay"), default="grille",
                         help="relay: only TLS ends there, to see what the suite itself makes of that")  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.suite == mq.SUITE:
+        with tempfile.TemporaryDirectory(prefix="grille-conf-") as scratch:
+            return mq.main(Path(scratch))
     suite: Suite = SUITES[arguments.suite]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:
