@@ -1,7 +1,7 @@
 """A stand-in for a queue manager, which IBM's own Java client takes for one.
 
-It keeps messages in memory, and answers what a client of the MQ classes for Java or JMS asks on a server-connection channel:
-negotiation, conversations on one socket, open, put, get, browse, inquire, units of work, dynamic queues.  What a real
+It keeps messages in memory, and answers what a client of the MQ classes for Java or JMS asks on a server-connection
+channel: negotiation, conversations on one socket, open, put, get, browse, inquire, units of work, dynamic queues.  What a real
 queue manager does beyond that (persistence, publish and subscribe, distribution lists, XA) it does not do.
 """
 
