@@ -1,8 +1,8 @@
 """A stand-in for a queue manager, which IBM's own Java client takes for one.
 
 It keeps messages in memory, and answers what a client of the MQ classes for Java or JMS asks on a server-connection
-channel: negotiation, conversations on one socket, open, put, get, browse, inquire, units of work, dynamic queues.  What a
-real queue manager does beyond that (persistence, publish and subscribe, distribution lists, XA) it does not do.
+channel: negotiation, conversations on one socket, open, put, get, browse, inquire, units of work, dynamic queues.  What
+a real queue manager does beyond that (persistence, publish and subscribe, distribution lists, XA) it does not do.
 """
 
 from __future__ import annotations
