@@ -514,8 +514,12 @@ class Generator:
             names = [f"x{n + 1}" for n in range(len(kinds))]
             return _Source(f"({sql}) {alias}({', '.join(names)})",
                            [Column(f"{alias}.{n}", k) for n, k in zip(names, kinds, strict=True)], names)  # fmt: skip
-        if roll > 0.95:
+        if roll > 0.94:
             alias = self._alias("g")
+            if roll > 0.96:
+                series = ", ".join(f"generate_series(1, {self._r.randint(1, 9)})" for _ in range(2))
+                return _Source(f"ROWS FROM ({series}) {alias}(n, m)",
+                               [Column(f"{alias}.n", "int"), Column(f"{alias}.m", "int")], ["n", "m"])  # fmt: skip
             return _Source(
                 f"generate_series(1, {self._r.randint(1, 9)}) {alias}(n)", [Column(f"{alias}.n", "int")], ["n"]
             )
@@ -531,6 +535,11 @@ class Generator:
         tags, ints = self._column("tags"), self._column("ints")
         if tags is not None and self._chance(0.3):
             return _Source(f"unnest({tags.sql}) {alias}(x)", [Column(f"{alias}.x", "text")], ["x"])
+        number, text = self._column("int"), self._column("text")
+        if number is not None and text is not None and self._chance(0.2):
+            return _Source(f"unnest(ARRAY[{number.sql}, 1], ARRAY[{text.sql}]) {alias}(x, y)",
+                           [Column(f"{alias}.x", "int", number.marked), Column(f"{alias}.y", "text", text.marked)],
+                           ["x", "y"])  # fmt: skip
         if ints is not None and self._chance(0.3):
             return _Source(f"unnest({ints.sql}) WITH ORDINALITY {alias}(x, o)",
                            [Column(f"{alias}.x", "int"), Column(f"{alias}.o", "big")], ["x", "o"])  # fmt: skip
@@ -711,6 +720,7 @@ class Generator:
                 lambda: f"({e('text')} || {self._leaf('text')})",
                 lambda: f"substr({self._leaf('text')}, {self._r.randint(1, 4)}, {self._r.randint(0, 5)})",
                 lambda: f"({self._leaf('int')})::text",
+                self._whole,
                 lambda: f"({self._leaf('mood')})::text",
                 lambda: f"({self._leaf('json')} ->> 'k')",
                 lambda: f"({self._leaf('tags')})[1]",
@@ -753,6 +763,13 @@ class Generator:
         }
         own = special.get(kind, [])
         return self._r.choice(general if not own or self._chance(0.25) else own)()
+
+    def _whole(self) -> str:
+        """A row of a table in scope, as text."""
+        column = self._column("int")
+        if column is None or "." not in column.sql:
+            return self._leaf("text")
+        return f"format('%s', ROW({column.sql.partition('.')[0]}.*))"
 
     def _scalar(self, kind: str, depth: int) -> str:
         """A sub-select of one value."""

@@ -2470,6 +2470,7 @@ class Analyzer:
             parts = list(argument.column_ref.fields) if kind_of(argument) == "column_ref" else []
             if len(parts) > 1 and kind_of(parts[-1]) == "a_star":  # ROW(t.*) has the columns of t, not its row
                 item = self._find_item([part.string.sval for part in parts[:-1]], scope)
+                _distinct([f.name for f in item.fields])
                 expanded += [tree.column(item.name, f.name) for f in item.fields]
                 changed = True
             else:
