@@ -49,7 +49,7 @@ def test_what_was_found_is_found_no_more(bench: Bench, path: Path) -> None:
 def test_generated_statements_are_answered_as_by_native_row_security(bench: Bench) -> None:
     tally = campaign(bench, lambda tally: tally.statements >= 250, seed=7)
     assert not tally.bad, tally.found
-    assert tally.counts["equal"] > 0.9 * tally.statements, tally.reasons
+    assert tally.counts["equal"] + tally.counts["agreed"] > 0.9 * tally.statements, tally.reasons
     assert {"rows", "tag"} <= tally.ended.keys()
 
 
