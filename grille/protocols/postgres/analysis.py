@@ -2806,41 +2806,50 @@ def _common(infos: Sequence[_Info]) -> int | None:
 
 def _figure_name(node: Node) -> str:
     """The name that PostgreSQL gives an unnamed output column (FigureColname)."""
+    return _figured(node)[1]
+
+
+def _figured(node: Node) -> tuple[int, str]:
+    """The name with its strength: 0 none, 1 of a type or of CASE, which others take precedence of, 2 of all else."""
     kind = kind_of(node)
     if kind == "column_ref":
-        return str(node.column_ref.fields[-1].string.sval)
+        return 2, str(node.column_ref.fields[-1].string.sval)
+    if kind == "a_indirection":
+        names = [part.string.sval for part in node.a_indirection.indirection if kind_of(part) == "string"]
+        return (2, str(names[-1])) if names else _figured(node.a_indirection.arg)
     if kind == "func_call":
-        return str(node.func_call.funcname[-1].string.sval)
+        return 2, str(node.func_call.funcname[-1].string.sval)
     if kind == "type_cast":
-        inner = _figure_name(node.type_cast.arg)
-        return inner if inner != "?column?" else str(node.type_cast.type_name.names[-1].string.sval)
+        inner = _figured(node.type_cast.arg)
+        return inner if inner[0] == 2 else (1, str(node.type_cast.type_name.names[-1].string.sval))
     if kind == "collate_clause":
-        return _figure_name(node.collate_clause.arg)
-    if kind == "coalesce_expr":
-        return "coalesce"
-    if kind == "min_max_expr":
-        return "greatest" if node.min_max_expr.op == pb.IS_GREATEST else "least"
+        return _figured(node.collate_clause.arg)
     if kind == "case_expr":
-        inner = _figure_name(node.case_expr.defresult) if node.case_expr.HasField("defresult") else "?column?"
-        return inner if inner != "?column?" else "case"
-    if kind == "a_array_expr":
-        return "array"
-    if kind == "row_expr":
-        return "row"
-    if kind == "sqlvalue_function":
-        return SESSION_NAMES.get(node.sqlvalue_function.op) or _CLOCK_NAMES[node.sqlvalue_function.op]
-    if kind == "grouping_func":
-        return "grouping"
-    if kind == "a_expr" and node.a_expr.kind == pb.AEXPR_NULLIF:
-        return "nullif"
+        inner = _figured(node.case_expr.defresult) if node.case_expr.HasField("defresult") else (0, "")
+        return inner if inner[0] == 2 else (1, "case")
     if kind == "sub_link":
         if node.sub_link.sub_link_type == pb.EXISTS_SUBLINK:
-            return "exists"
+            return 2, "exists"
         if node.sub_link.sub_link_type == pb.ARRAY_SUBLINK:
-            return "array"
+            return 2, "array"
         if node.sub_link.sub_link_type == pb.EXPR_SUBLINK:
             select = node.sub_link.subselect.select_stmt
             if len(select.target_list) == 1:
                 target = select.target_list[0].res_target
-                return str(target.name or _figure_name(target.val))
-    return "?column?"
+                return 2, str(target.name or _figure_name(target.val))
+    if kind == "sqlvalue_function":
+        return 2, SESSION_NAMES.get(node.sqlvalue_function.op) or _CLOCK_NAMES[node.sqlvalue_function.op]
+    if kind == "min_max_expr":
+        return 2, "greatest" if node.min_max_expr.op == pb.IS_GREATEST else "least"
+    if kind == "a_expr" and node.a_expr.kind == pb.AEXPR_NULLIF:
+        return 2, "nullif"
+    known = _FIGURES.get(kind)
+    return (2, known) if known is not None else (0, "?column?")
+
+
+_FIGURES: Final = {
+    "coalesce_expr": "coalesce",
+    "a_array_expr": "array",
+    "row_expr": "row",
+    "grouping_func": "grouping",
+}
