@@ -44,6 +44,8 @@ FIRST_USER_OID: Final = 16384
 MAX_COLUMNS: Final = 1664
 """PostgreSQL's own limit on a select list (MaxTupleAttributeNumber)."""
 MAX_RELATIONS: Final = 500
+_VECTORS: Final = {22: 21, 30: 26}
+"""int2vector and oidvector, with the types of their elements."""
 HIDDEN: Final = "grille:"
 _TOLD_APART: Final = f"{HIDDEN}column "
 """Begins the names of columns that have one name; nothing else is called so, and who writes such a name reads these."""
@@ -238,6 +240,9 @@ class Field:
     node: Node | None = None
     shown: str = ""
     """The name under which a star shows it, if its own is not the agent's."""
+
+    record: Mapping[str, int] | None = None
+    """Of a record whose fields are known, their types by name."""
 
 
 @dataclass(slots=True, eq=False)
@@ -452,6 +457,8 @@ class _Info:
     constant: bool = False
     """PostgreSQL evaluates it while planning: literals and immutable code over them.  An error shows then, whatever the
     rows are.  A parameter or ``current_date`` is no constant: code over them may run, and raise, for each row."""
+    record: Mapping[str, int] | None = None
+    """Types by name of its fields, if they are known."""
 
 
 class Analyzer:
@@ -1179,7 +1186,7 @@ class Analyzer:
         alias = sub.alias.aliasname if sub.HasField("alias") else ""
         names = [name.string.sval for name in sub.alias.colnames] if sub.HasField("alias") else []
         _own_identifier(alias, *names)
-        fields = _renamed([Field(f.name, f.type, f.label, f.plain) for f in fields], names)
+        fields = _renamed([Field(f.name, f.type, f.label, f.plain, record=f.record) for f in fields], names)
         return _namespace_of(Item(alias, "derived", fields, node=sub.subquery.select_stmt, inner=inner))
 
     def _range_function(self, function: Any, scope: Scope) -> Namespace:
@@ -1320,7 +1327,7 @@ class Analyzer:
             del reference.fields[:]
             reference.fields.extend([tree.string(item.name), tree.string(name)])
         self._touch(item, name, predicate=self._in_predicate)
-        return _Info(found.type, found.label, found.plain)
+        return _Info(found.type, found.label, found.plain, record=found.record)
 
     def _unqualified(self, node: Node, name: str, scope: Scope) -> _Info:
         level: Scope | None = scope
@@ -1337,7 +1344,7 @@ class Analyzer:
                 entry = matches[0]
                 for owner in entry.owners:
                     self._touch(owner, name, predicate=self._in_predicate)
-                return _Info(entry.field.type, entry.field.label, entry.field.plain)
+                return _Info(entry.field.type, entry.field.label, entry.field.plain, record=entry.field.record)
             level = level.parent
         level = scope
         while level is not None:
@@ -1442,7 +1449,7 @@ class Analyzer:
         if not target.name and (rebuilt or _figure_name(target.val) != name):
             target.name = name  # it is another expression now, whose name would show
         self._references = {**references, **self._references}
-        return Field(name, info.type, info.label, info.leakproof, target.val)
+        return Field(name, info.type, info.label, info.leakproof, target.val, record=info.record)
 
     def _qual(
         self,
@@ -2076,6 +2083,8 @@ class Analyzer:
             return self._current_setting(node, message, scope)
         if schema in (None, "pg_catalog") and name in _SESSION_FUNCTIONS and self._resolver.path is None:
             return self._session_function(node, name)
+        if (schema, name) == ("information_schema", "_pg_expandarray") and self._resolver.path is None:
+            return self._expanded(message, scope)
         counting = schema in (None, "pg_catalog") and name == "count"
         infos: list[_Info] = []
         bare = len(self._bare)
@@ -2235,6 +2244,18 @@ class Analyzer:
         node.CopyFrom(tree.cast(pb.Node(case_expr=case), "pg_catalog", "text"))
         self._built(node)
         return _Info(TEXT, None, False)
+
+    def _expanded(self, message: Any, scope: Scope) -> _Info:
+        """The elements of a vector of the catalogue with their numbers, as pgjdbc asks for the columns of an index."""
+        plain = {"funcname", "args", "funcformat", "location"} >= {field.name for field, _ in message.ListFields()}
+        element = None
+        if plain and len(message.args) == 1:
+            element = _VECTORS.get(self._expression(message.args[0], scope).type or 0)
+        if element is None:
+            raise _function_refusal("_pg_expandarray")
+        self._functions.add("information_schema._pg_expandarray")
+        self._result.unbounded = True
+        return _Info(RECORD, None, False, record={"x": element, "n": INT4})
 
     # Look-ups in the catalogue
 
@@ -2488,6 +2509,10 @@ class Analyzer:
         if self._field_of_row(node, scope):
             return self._expression(node, scope)
         base = self._all([message.arg], scope)[0]
+        if base.record is not None and len(message.indirection) == 1:
+            kind = base.record.get(message.indirection[0].string.sval)
+            if kind is not None:
+                return _Info(kind, None, False)
         for part in message.indirection:
             if kind_of(part) != "a_indices":
                 raise _unsupported("Field selection from a composite value")
