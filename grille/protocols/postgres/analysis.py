@@ -2429,6 +2429,9 @@ class Analyzer:
         if kind_of(message.subselect) != "select_stmt":
             _refuse_kind(kind_of(message.subselect))
         kind = message.sub_link_type
+        select = message.subselect.select_stmt
+        if kind == pb.EXISTS_SUBLINK and not (select.target_list or select.values_lists or select.HasField("larg")):
+            select.target_list.append(tree.target(tree.null_constant()))
         before, loose = self._references, self._loose
         was = self._in_predicate, self._in_qual
         joined, self._joined = self._joined is message, None
