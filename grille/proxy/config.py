@@ -153,8 +153,10 @@ class Key(_Section, frozen=True, kw_only=True):
     """What [[transformations]] call it; unique."""
     version: Annotated[int, Meta(ge=1)] = 1
     """Part of the tweak: tokens of one version are not tokens of another."""
-    file: Path
-    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others."""
+    file: Path | None = None
+    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others.  Or ``environment``."""
+    environment: str = ""
+    """Name of the environment variable that holds the same digits, where a supervisor hands keys over like that."""
 
 
 class Column(_Section, frozen=True, kw_only=True):
@@ -624,7 +626,15 @@ def _tokens(config: Config) -> Iterator[Problem]:
     yield from _duplicates("transformations", "name", names)
     yield from _duplicates("columns", "name", [column.name for column in config.columns])
     for number, key in enumerate(config.keys):
-        yield from _secret(f"keys[{number}].file", key.file)
+        if (key.file is None) != bool(key.environment):
+            fix = "Name the file of the key, or the environment variable that holds it."
+            what = "is missing" if key.file is None else "is given twice: as a file and as an environment variable"
+            yield Problem(f"keys[{number}].file", "", what, fix)
+        elif key.file is not None:
+            yield from _secret(f"keys[{number}].file", key.file)
+        elif key.environment not in os.environ:
+            fix = "Set it for Grille's process, or name a file instead."
+            yield Problem(f"keys[{number}].environment", _shown(key.environment), "is not set", fix)
     for number, transformation in enumerate(config.transformations):
         yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
         try:

@@ -1,10 +1,11 @@
-"""Secrets that the configuration points at, read from their files.  No error repeats what a file holds."""
+"""Secrets that the configuration points at, read from where they are.  No error repeats what is there."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,16 +13,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from grille.policies.signature import SignatureError, Verification, public_key
 from grille.proxy.config import Config, ConfigError, Policy, Problem
+from grille.proxy.config import Key as KeyEntry
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
+
+_HEXADECIMAL: Final = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal digits: openssl rand -hex 32"
 
 
 def token_provider(config: Config) -> EmbeddedProvider:
     """The provider of all configured transformations.  Raises `ConfigError`."""
-    keys = [
-        Key(key.name, key.version, _hexadecimal(f"keys[{number}].file", key.file))
-        for number, key in enumerate(config.keys)
-    ]
+    keys = [Key(key.name, key.version, _token_key(number, key)) for number, key in enumerate(config.keys)]
     transformations = [
         Transformation(
             name=transformation.name,
@@ -110,14 +111,22 @@ def bearer(path: Path | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+def _token_key(number: int, key: KeyEntry) -> bytes:
+    if key.file is not None:
+        return _hexadecimal(f"keys[{number}].file", key.file)
+    try:
+        return bytes.fromhex(os.environ.get(key.environment, ""))
+    except ValueError:
+        raise _problem(f"keys[{number}].environment", key.environment, "is not hexadecimal", _HEXADECIMAL) from None
+
+
 def _hexadecimal(name: str, path: Path) -> bytes:
-    fix = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal digits: openssl rand -hex 32"
     try:
         return bytes.fromhex(path.read_text(encoding="ascii"))
     except OSError as error:
-        raise _problem(name, str(path), f"cannot be read ({error.strerror})", fix) from None
+        raise _problem(name, str(path), f"cannot be read ({error.strerror})", _HEXADECIMAL) from None
     except ValueError:
-        raise _problem(name, str(path), "is not hexadecimal", fix) from None
+        raise _problem(name, str(path), "is not hexadecimal", _HEXADECIMAL) from None
 
 
 def _problem(key: str, path: str, what: str, fix: str) -> ConfigError:

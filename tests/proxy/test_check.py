@@ -93,6 +93,22 @@ async def test_a_token_key_of_the_wrong_length_and_one_that_is_not_hexadecimal(s
         assert says in failed
 
 
+async def test_a_token_key_of_the_environment(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = setting.files.password.parent / "fpe.hex"
+    digits = file.read_text()
+    change = (f'file = "{file}"', 'environment = "GRILLE_TEST_KEY"')
+    monkeypatch.setenv("GRILLE_TEST_KEY", digits)
+    file.unlink()
+    status, lines = await setting.check(change)
+    assert (status, failures(lines)) == (0, [])
+    for content, says in (("00", "bytes"), ("zz", "is not hexadecimal")):
+        monkeypatch.setenv("GRILLE_TEST_KEY", content)
+        (failed,) = failures((await setting.check(change))[1])
+        assert failed.startswith("FAIL token keys: ")
+        assert says in failed
+    assert digits not in "\n".join(lines)
+
+
 async def test_a_signing_key_of_another_kind(setting: Setting) -> None:
     setting.files.signing_key.write_bytes(setting.files.server.with_suffix(".key").read_bytes())
     (failed,) = failures((await setting.check())[1])
