@@ -137,13 +137,16 @@ async def blocked(node: Node, connections: list[Connection]) -> list[asyncio.Tas
     return asked
 
 
-async def eventually_blocked(node: Node, connection: Connection) -> asyncio.Task[Result]:
-    """The same for one that is refused at first: the server is done with a statement before its worker hears of it."""
-    before = node.waiting()
+async def eventually_blocked(node: Node, connection: Connection, wanted: int) -> asyncio.Task[Result]:
+    """Its statement, once so many wait for a lock.
+
+    It is refused at first: the server is done with a statement before its worker hears of it.  The number is given, for
+    there are fewer for a moment while a statement that holds up a shared pipe moves to a connection of its own.
+    """
     async with asyncio.timeout(DEADLINE):
         while True:
             asked = asyncio.create_task(connection.query(BY_KEY.format(1)))
-            await asyncio.to_thread(until, lambda asked=asked: asked.done() or node.waiting() == before + 1)
+            await asyncio.to_thread(until, lambda asked=asked: asked.done() or node.waiting() == wanted)
             if not asked.done():
                 return asked
             assert (await asked).sqlstate == "53300"
@@ -157,7 +160,7 @@ async def test_what_ran_for_an_agent_that_left_comes_back(node: Node) -> None:
         assert (await connections[3].query(BY_KEY.format(1))).sqlstate == "53300"
         connections[0].abort()
         await asyncio.to_thread(until, lambda: node.waiting() == 2)
-        last = await eventually_blocked(node, connections[4])
+        last = await eventually_blocked(node, connections[4], 3)
         assert (await connections[3].query(BY_KEY.format(1))).sqlstate == "53300"
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(results[0], Closed)
