@@ -288,7 +288,9 @@ def refused(call: Segment, reason: int = NOT_AUTHORIZED) -> list[Segment]:
         raise ProtocolError(f"{call.type.name} cannot be refused by an answer")
     if call.type in (Type.MQPUT, Type.MQPUT1) and put(call).options.options & ASYNC_RESPONSE:
         return []
-    body = bytearray(call.body if call.type is Type.MQCONN else _fields(call).raw(0, API))
+    # IBM's client reads a refused MQOPEN on a socket without conversations to its end, as it does MQCONN everywhere.
+    whole = call.type is Type.MQCONN or (call.type is Type.MQOPEN and call.eyecatcher == SINGLE)
+    body = bytearray(call.body if whole else _fields(call).raw(0, API))
     order = "<" if call.little else ">"
     none = -1 if call.type in (Type.MQOPEN, Type.SPI) else struct.unpack_from(f"{order}i", body, 12)[0]
     struct.pack_into(f"{order}IIi", body, 4, FAILED, reason, none)

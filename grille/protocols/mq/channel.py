@@ -192,6 +192,8 @@ class Channel:
             self._heartbeat(call)
         elif call.type is Type.SOCKET_ACTION:
             self._action(call)
+        elif call.type is Type.STATUS and not self.multiplexed and call.flags & Flag.CLOSE_CHANNEL and not call.body:
+            self.state = State.CLOSED  # how a client leaves a socket without conversations
         else:
             self._talk(call, _CLIENT)
             if call.type in _CALLS:

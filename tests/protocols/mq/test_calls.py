@@ -106,6 +106,10 @@ def test_refusals() -> None:
         assert answer.type == call.type + 0x10
         assert outcome(answer) == (2, 2051)
         assert len(answer.body) == 16
+    alone = build.mqopen("Q", 1)
+    alone.eyecatcher = SINGLE
+    (answer,) = refused(alone)
+    assert (outcome(answer), handle(answer), answer.body[16:]) == ((2, 2035), -1, alone.body[16:])
     (answer,) = refused(build.connect())
     assert outcome(answer) == (2, 2035)
     assert answer.body[16:] == build.connect().body[16:]

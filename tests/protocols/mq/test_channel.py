@@ -187,6 +187,15 @@ def test_a_channel_without_conversations() -> None:
     call.eyecatcher = b"TSH "
     channel.from_client(call)
     assert channel.talks == {0: Talk.CONNECTING}
+    goodbye = Segment(Type.STATUS, b"", WHOLE | Flag.CLOSE_CHANNEL, eyecatcher=b"TSH ")
+    for wrong in (
+        Segment(Type.STATUS, b"", WHOLE, eyecatcher=b"TSH "),
+        Segment(Type.STATUS, bytes(8), 0x38, eyecatcher=b"TSH "),
+    ):
+        with pytest.raises(ProtocolError, match="connecting"):
+            channel.from_client(wrong)
+    channel.from_client(goodbye)
+    assert channel.state is State.CLOSED
 
 
 def test_one_round_is_enough_if_nothing_is_to_change() -> None:
