@@ -1171,7 +1171,7 @@ async def test_many_connects_and_disconnects(node: Node, load: Load, seconds: fl
         pending: set[asyncio.Task[None]] = set()
         while (now := time.monotonic() - began) < seconds:
             crew.raise_if_failed()
-            while made < now * 200 and len(pending) < 50:
+            while not pending or (made < now * 200 and len(pending) < 50):
                 pending.add(asyncio.create_task(next(goodbyes)(node, made % IDENTITIES)))
                 made += 1
             done, pending = await asyncio.wait(pending, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
