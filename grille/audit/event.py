@@ -72,10 +72,31 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     sqlstate: str = ""
     error: str = ""
     """Full text of a server error, which the agent does not get."""
+    reason: int = 0
+    """Of a call of IBM MQ that was answered with one: the MQRC, like 2035."""
     rows: int = 0
+    """Of a call of IBM MQ: messages."""
     bytes: int = 0
     encoded: int = 0
     decoded: int = 0
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The message of an IBM MQ call: what its descriptor says, never its data."""
+
+    id: str = ""
+    """MsgId, hexadecimal."""
+    correlation: str = ""
+    """CorrelId, hexadecimal."""
+    bytes: int = 0
+    """Of data, with the headers before the payload."""
+    format: str = ""
+    ccsid: int = 0
+    encoding: int = 0
+    persistent: bool = False
+    reply_to: str = ""
+    """The queue, and after ``@`` its queue manager if the message names one."""
+    backouts: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,6 +121,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Address and port of the client."""
     protocol: str = ""
     database: str = ""
+    """Or the queue manager."""
     application: str = ""
     scopes: tuple[str, ...] = ()
     """Of the identity as it was configured; in ``connect`` only."""
@@ -111,8 +133,11 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     template_sha256: str = ""
     statement_bytes: int = 0
     values: tuple[Value, ...] = ()
+    message: Message | None = None
     action: str = ""
-    """What the policy was asked about: ``select``, ``insert``, ``update``, ``delete``, ``passthrough``, ``connect``."""
+    """What the policy was asked about: ``select``, ``insert``, ``update``, ``delete``, ``passthrough``, ``connect``, or
+    of IBM MQ ``put``, ``get``, ``browse``, ``inquire``.  Of its calls that no policy is asked about: ``open``,
+    ``commit``, ``backout``."""
     relations: tuple[Relation, ...] = ()
     functions: tuple[str, ...] = ()
     verdict: Verdict | None = None

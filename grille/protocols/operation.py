@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-Access = Literal["read", "insert", "update", "delete", "lock"]
+Access = Literal["read", "insert", "update", "delete", "lock", "put", "get", "browse", "inquire"]
+"""Of a relation of a database the first five, of a queue the last four."""
 
 
 class RelationUse(msgspec.Struct, frozen=True, order=True):
@@ -19,6 +20,7 @@ class RelationUse(msgspec.Struct, frozen=True, order=True):
     """
 
     schema: str
+    """Of a queue: its queue manager."""
     name: str
     access: Access
     columns: tuple[str, ...] = ()
@@ -37,7 +39,8 @@ class Operation(msgspec.Struct, frozen=True):
 
     action: str
     """``select``, ``insert``, ``update``, ``delete``; ``connect`` for a session as a whole; ``passthrough`` for a
-    `NotUnderstood` statement.  Session statements never reach the policy."""
+    `NotUnderstood` statement; ``put``, ``get``, ``browse``, ``inquire`` of a queue.  Session statements never reach the
+    policy."""
     relations: tuple[RelationUse, ...] = ()
     """Sorted and without duplicates."""
     functions: tuple[str, ...] = ()

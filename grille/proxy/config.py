@@ -75,8 +75,12 @@ class Identity(_Section, frozen=True, kw_only=True):
 
     spiffe_id: str
     """Exact id, or a prefix that ends in ``/*``.  The longest match wins."""
-    database: str
-    """Name of a [[databases]] entry."""
+    database: str = ""
+    """Name of a [[databases]] entry; empty: the agent may connect to no database."""
+    queue_manager: str = ""
+    """Name of a [[queue_managers]] entry; empty: the agent may connect to no queue manager."""
+    queue_manager_user: str = ""
+    """Whom the queue manager is to take the agent for: a user id of at most 12 characters."""
     scopes: tuple[str, ...] = ()
     """What the agent may be used for, as words that the policy knows."""
     attributes: dict[str, str | int | bool] = {}
@@ -127,6 +131,47 @@ class Database(_Section, frozen=True, kw_only=True):
     passthrough: bool = False
     """Let the policy give agents sessions that are carried unchanged: no row filter, mask or limit applies to them, and
     all that the role may do, they may.  Each holds one connection of the pool for its whole life."""
+
+
+class Mq(_Section, frozen=True, kw_only=True):
+    """Where IBM MQ clients connect, if [[queue_managers]] has any.  Certificate, TLS version, time-outs and revocations
+    are those of [listener]."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` or ``::`` for all."""
+    port: Port = 1414
+    """0 lets the system choose; the start log names it."""
+    channel: str = "GRILLE.SVRCONN"
+    """Name of the server-connection channel that clients have to ask for."""
+    max_connections: Annotated[int, Meta(ge=1)] = 1000
+    """Agents' sockets a worker; more are refused."""
+    conversations: Annotated[int, Meta(ge=0, le=999)] = 10
+    """Most connections of one agent that share a socket (SHARECNV); 0: none do, and JMS has fewer functions."""
+    max_message_bytes: Annotated[int, Meta(ge=1024, le=104_857_600)] = 4 * 1024 * 1024
+    """Largest message; a larger one is refused by the client itself.  A worker may hold one for each conversation."""
+
+
+class QueueManager(_Section, frozen=True, kw_only=True):
+    """One upstream IBM MQ queue manager, and the channel that Grille uses there."""
+
+    name: str
+    """The queue manager's own name: what [[identities]] call it, and what the policy calls the schema of its queues."""
+    host: str
+    """Host name."""
+    port: Port = 1414
+    """Of its listener."""
+    channel: str
+    """The server-connection channel of the queue manager."""
+    tls: Literal["verify-full", "off"] = "verify-full"
+    """``off`` is accepted for loopback only."""
+    ca: Path | None = None
+    """PEM file: the CA of the queue manager's certificate; without it, the system's CAs."""
+    client_certificate: Path | None = None
+    """PEM file: certificate that Grille shows the queue manager; its channel authentication records map it."""
+    client_key: Path | None = None
+    """PEM file: its private key; must not be readable by others."""
+    connect_timeout: Seconds = 5.0
+    """How long one connection to it may take to open."""
 
 
 class Transformation(_Section, frozen=True, kw_only=True):
@@ -284,9 +329,11 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     listener: Listener
     trust_domains: tuple[TrustDomain, ...]
     identities: tuple[Identity, ...]
-    databases: tuple[Database, ...]
     policy: Policy
     audit: Audit
+    databases: tuple[Database, ...] = ()
+    queue_managers: tuple[QueueManager, ...] = ()
+    mq: Mq = Mq()
     keys: tuple[Key, ...] = ()
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
@@ -470,6 +517,9 @@ _SPIFFE_ID = re.compile(r"spiffe://(?P<domain>[a-z0-9._-]{1,255})(?:/(?!\.{1,2}(
 _ROUTINE = re.compile(r"[^.()\s]+\.[^.()\s]+\([^()]*\)")
 _URL = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?(\?[^#\s]*)?")
 _STORE = re.compile(r"rediss?://([^:@/?#\s]+@)?[^:@/?#\s\[\]]+(:\d+)?(/\d*)?|unix:///[^?#\s]+")
+_MQ_NAME = re.compile(r"[A-Za-z0-9./_%]{1,48}")
+_CHANNEL = re.compile(r"[A-Za-z0-9./_%]{1,20}")
+_USER = re.compile(r"[A-Za-z0-9._-]{1,12}")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -478,6 +528,7 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _listener(config)
     yield from _identities(config)
     yield from _databases(config)
+    yield from _queue_managers(config)
     yield from _tokens(config)
     yield from _policy(config.policy)
     yield from _quota_store(config.quotas)
@@ -582,14 +633,48 @@ def _identities(config: Config) -> Iterator[Problem]:
                 key, _shown(identity.spiffe_id), f"is in no configured trust domain ({_list(domains)})",
                 f'Add a [[trust_domains]] entry named "{match["domain"]}", or correct the id.',
             )  # fmt: skip
-        yield from _reference(
-            f"identities[{number}].database", identity.database, "databases", [d.name for d in config.databases]
+        places = (
+            ("database", "databases", [database.name for database in config.databases]),
+            ("queue_manager", "queue_managers", [manager.name for manager in config.queue_managers]),
         )
+        for name, section, known in places:
+            if getattr(identity, name):
+                yield from _reference(f"identities[{number}].{name}", getattr(identity, name), section, known)
+        if not identity.database and not identity.queue_manager:
+            fix = "Name a [[databases]] entry, or a [[queue_managers]] entry as queue_manager, or both."
+            yield Problem(f"identities[{number}].database", "", "is missing", fix)
+        user = identity.queue_manager_user
+        if identity.queue_manager and not _USER.fullmatch(user):
+            key = f"identities[{number}].queue_manager_user"
+            fix = "Write the user id that the queue manager's authority records know: 1 to 12 letters, digits, . _ -"
+            yield Problem(key, _shown(user), "is not a user id" if user else "is missing", fix)
+
+
+def _queue_managers(config: Config) -> Iterator[Problem]:
+    names = [manager.name for manager in config.queue_managers]
+    yield from _duplicates("queue_managers", "name", names)
+    if not _CHANNEL.fullmatch(config.mq.channel):
+        fix = "Use at most 20 letters, digits and . / _ %"
+        yield Problem("mq.channel", _shown(config.mq.channel), "is not the name of a channel", fix)
+    for number, manager in enumerate(config.queue_managers):
+        prefix = f"queue_managers[{number}]"
+        if not manager.host:
+            yield Problem(f"{prefix}.host", '""', "is empty", "Give it a value.")
+        if not _MQ_NAME.fullmatch(manager.name):
+            fix = "Use at most 48 letters, digits and . / _ %"
+            yield Problem(f"{prefix}.name", _shown(manager.name), "is not the name of a queue manager", fix)
+        if not _CHANNEL.fullmatch(manager.channel):
+            fix = "Use at most 20 letters, digits and . / _ %"
+            yield Problem(f"{prefix}.channel", _shown(manager.channel), "is not the name of a channel", fix)
+        if manager.tls == "off" and not _LOOPBACK.fullmatch(manager.host):
+            fix = 'Set tls = "verify-full" and ca, or use loopback.'
+            yield Problem(f"{prefix}.tls", '"off"', f"sends data in clear to {manager.host}", fix)
+        yield from _upstream_files(prefix, manager)
 
 
 def _databases(config: Config) -> Iterator[Problem]:
-    if not config.databases:
-        yield Problem("databases", "[]", "is empty", "Add one [[databases]] entry.")
+    if not config.databases and not config.queue_managers:
+        yield Problem("databases", "[]", "is empty", "Add one [[databases]] or [[queue_managers]] entry.")
     yield from _duplicates("databases", "name", [database.name for database in config.databases])
     for number, database in enumerate(config.databases):
         prefix = f"databases[{number}]"
@@ -604,19 +689,24 @@ def _databases(config: Config) -> Iterator[Problem]:
             fix = 'Set tls = "verify-full" and ca, or use a unix socket or loopback.'
             what = f"sends data in clear to {database.host}"
             yield Problem(f"{prefix}.tls", '"off"', what, fix)
-        for name in ("ca", "client_certificate"):
-            if getattr(database, name) is not None:
-                yield from _file(f"{prefix}.{name}", getattr(database, name))
-        for name in ("password_file", "client_key"):
-            if getattr(database, name) is not None:
-                yield from _secret(f"{prefix}.{name}", getattr(database, name))
-        if (database.client_certificate is None) != (database.client_key is None):
-            absent = "client_key" if database.client_key is None else "client_certificate"
-            yield Problem(f"{prefix}.{absent}", "", "is missing", "client_certificate and client_key go together.")
+        if database.password_file is not None:
+            yield from _secret(f"{prefix}.password_file", database.password_file)
+        yield from _upstream_files(prefix, database)
         for position, routine in enumerate(database.functions):
             if not _ROUTINE.fullmatch(routine):
                 fix = "Write schema.name(type,type), with () for none."
                 yield Problem(f"{prefix}.functions[{position}]", _shown(routine), "does not name one routine", fix)
+
+
+def _upstream_files(prefix: str, upstream: Database | QueueManager) -> Iterator[Problem]:
+    for name in ("ca", "client_certificate"):
+        if getattr(upstream, name) is not None:
+            yield from _file(f"{prefix}.{name}", getattr(upstream, name))
+    if upstream.client_key is not None:
+        yield from _secret(f"{prefix}.client_key", upstream.client_key)
+    if (upstream.client_certificate is None) != (upstream.client_key is None):
+        absent = "client_key" if upstream.client_key is None else "client_certificate"
+        yield Problem(f"{prefix}.{absent}", "", "is missing", "client_certificate and client_key go together.")
 
 
 def _tokens(config: Config) -> Iterator[Problem]:

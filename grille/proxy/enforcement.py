@@ -585,7 +585,7 @@ class Enforcement:
             refusal.template = prepared.understood.shown
             refusal.operation = prepared.understood.operation
             if prepared.verdict is not None:
-                raise _identified(refusal, prepared.verdict) from None
+                raise identified(refusal, prepared.verdict) from None
             raise
 
     async def _fill(
@@ -699,18 +699,8 @@ class Enforcement:
         return refused
 
     def still_valid(self, verdict: Verdict) -> None:
-        """Refuse a decision outside its dates, or made under another revision or catalogue.  Raises `Refusal`."""
-        now = dt.datetime.now(dt.UTC)
-        decision = verdict.decision
-        if (decision.not_before and now < decision.not_before) or (decision.not_after and now >= decision.not_after):
-            raise _identified(
-                Refusal(
-                    "AC-04",
-                    "The decision for this statement is not valid at this time.",
-                    hint="Ask the owner of this agent's policy when access is open.",
-                ),
-                verdict,
-            )
+        """`within_dates`."""
+        within_dates(verdict)
 
     def is_current(self, prepared: Prepared) -> bool:
         """False if policy or catalogue changed since `prepared` was made, or its decision expired: prepare again."""
@@ -772,7 +762,7 @@ class Enforcement:
                 fatal=True,
             )
         if refusal is not None:
-            raise _identified(refusal, verdict)
+            raise identified(refusal, verdict)
         self._check_dates(verdict)
         return verdict
 
@@ -848,7 +838,7 @@ class Enforcement:
                 )
         except Refusal as refusal:
             refusal.operation = operation
-            raise _identified(refusal, verdict) from None
+            raise identified(refusal, verdict) from None
         return plan, operation, verdict, cached
 
     def may_pass(self, agent: Agent, statement: str, control: str) -> Verdict | None:
@@ -1007,7 +997,7 @@ class Enforcement:
                 for name in dict.fromkeys([*refusal.places, *(use.qualified for use in operation.relations)]):
                     if name not in verdict.terms.relations:
                         unavailable = placed(unavailable_relation(name), refusal.places.get(name, 0))
-                        raise _identified(unavailable, verdict) from None
+                        raise identified(unavailable, verdict) from None
             raise
 
     # Deciding
@@ -1038,23 +1028,7 @@ class Enforcement:
             verdict = self._ask(agent, operation, pdp)
             if verdict.expires:
                 self.decisions.put(key, verdict)
-        decision = verdict.decision
-        if not decision.allow:
-            refusal = Refusal(
-                decision.control, decision.reason, hint="Ask the owner of this agent's policy if the task needs it."
-            )
-            raise _identified(refusal, verdict)
-        missing = obligations_not_enforced(decision)
-        if missing is not None:
-            raise _identified(
-                Refusal(
-                    "AC-05",
-                    f"The policy asks for {missing}, which this proxy cannot enforce.",
-                    hint="Tell the owner of this agent's policy.",
-                ),
-                verdict,
-            )
-        self.still_valid(verdict)
+        check_allowed(verdict, obligations_not_enforced(verdict.decision))
         return verdict, cached
 
     # What an agent sees of the catalogue
@@ -1134,11 +1108,11 @@ class Enforcement:
             if isinstance(decision, LoggedDecision):
                 identifier = decision.id
         except (PolicyUnavailable, DecisionError) as error:
-            raise _identified(no_answer(error), identifier, pdp.revision) from None
+            raise identified(no_answer(error), identifier, pdp.revision) from None
         try:
             terms, values = self._terms(decision)
         except Refusal as refusal:
-            raise _identified(refusal, identifier, pdp.revision) from None
+            raise identified(refusal, identifier, pdp.revision) from None
         ttl = decision.cache.ttl_seconds if decision.allow else min(decision.cache.ttl_seconds, DENIAL_SECONDS)
         filters = msgspec.json.encode(decision.filters, order="sorted")
         return Verdict(
@@ -1207,7 +1181,7 @@ class Enforcement:
             visible = len(verdict.values) - len(VISIBLE) if understood.introspects else 0
             plan = rewrite(analysis, verdict.terms, self._resolver, understood.parameter_types, visible=visible)
         except Refusal as refusal:
-            raise _identified(refusal, verdict) from None
+            raise identified(refusal, verdict) from None
         self.plans.put(key, plan, len(plan.sql))
         return plan
 
@@ -1326,13 +1300,49 @@ def _weight(understood: Sequence[Understood]) -> int:
     return len(understood[0].text) * 2 + len(understood[0].shown)
 
 
-def policy_input(agent: Agent, operation: Operation) -> dict[str, object]:
+def policy_input(agent: Agent, operation: Operation, protocol: str = "postgres") -> dict[str, object]:
     """The document that the policy engine sees: identity, session, operation; no clock, no literal, no counter."""
-    return {
-        "identity": agent.document,
-        "session": {"protocol": "postgres", "database": agent.database},
-        "operation": operation,
-    }
+    session = {"protocol": protocol}
+    session |= {"database": agent.database} if protocol == "postgres" else {"queue_manager": agent.queue_manager}
+    return {"identity": agent.document, "session": session, "operation": operation}
+
+
+def check_allowed(verdict: Verdict, missing: str | None) -> None:
+    """Refuse what a decision does not allow, or with ``missing``, an obligation of it that nobody would keep.
+
+    Raises `Refusal`.
+    """
+    decision = verdict.decision
+    if not decision.allow:
+        refusal = Refusal(
+            decision.control, decision.reason, hint="Ask the owner of this agent's policy if the task needs it."
+        )
+        raise identified(refusal, verdict)
+    if missing is not None:
+        raise identified(
+            Refusal(
+                "AC-05",
+                f"The policy asks for {missing}, which this proxy cannot enforce.",
+                hint="Tell the owner of this agent's policy.",
+            ),
+            verdict,
+        )
+    within_dates(verdict)
+
+
+def within_dates(verdict: Verdict) -> None:
+    """Refuse a decision outside its dates.  Raises `Refusal` AC-04."""
+    now = dt.datetime.now(dt.UTC)
+    decision = verdict.decision
+    if (decision.not_before and now < decision.not_before) or (decision.not_after and now >= decision.not_after):
+        raise identified(
+            Refusal(
+                "AC-04",
+                "The decision for this statement is not valid at this time.",
+                hint="Ask the owner of this agent's policy when access is open.",
+            ),
+            verdict,
+        )
 
 
 def no_answer(error: PolicyUnavailable | DecisionError) -> Refusal:
@@ -1402,7 +1412,7 @@ def _spread(formats: Sequence[int], count: int) -> list[int]:
     return list(formats)
 
 
-def _identified(refusal: Refusal, verdict: Verdict | str, revision: str = "") -> Refusal:
+def identified(refusal: Refusal, verdict: Verdict | str, revision: str = "") -> Refusal:
     """The refusal with the decision that it stands on."""
     if isinstance(verdict, Verdict):
         refusal.decision_id, refusal.revision = verdict.id, verdict.revision

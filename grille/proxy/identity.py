@@ -84,7 +84,11 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[str, ...]
     attributes: dict[str, str | int | bool]
     database: str
-    """Name of the configured database that this agent is connected to."""
+    """Name of the configured database that this agent is connected to; empty: none."""
+    queue_manager: str = ""
+    """Name of the configured queue manager that this agent is connected to; empty: none."""
+    queue_manager_user: str = ""
+    """Whom the queue manager takes the agent for."""
     fingerprint: str
     """SHA-256 (hex) of `document`: what decisions about this agent are cached under."""
 
@@ -157,6 +161,8 @@ class Registry:
             serial=serial,
             not_after=not_after,
             database=entry.database,
+            queue_manager=entry.queue_manager,
+            queue_manager_user=entry.queue_manager_user,
             fingerprint=hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest(),
         )
 

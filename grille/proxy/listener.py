@@ -40,14 +40,47 @@ _ACCEPT_PAUSE: Final = 0.2
 
 
 class Session(Protocol):
-    """What the listener knows of a session."""
+    """What the listener, and the worker that has it, know of a session."""
+
+    @property
+    def agent(self) -> Agent:
+        """Whose it is."""
 
     async def run(self) -> None:
         """Serve the client until one side ends it."""
 
+    def drain(self) -> None:
+        """End when nothing is under way."""
+
+    def cut(self, refusal: Refusal) -> None:
+        """End at once, and say why."""
+
 
 SessionFactory = Callable[[ByteStream, Agent, str], Session]
 """(stream, agent, peer) -> session.  Nothing has been read from the stream: the client's startup message comes next."""
+
+
+Address = config.Listener | config.Mq
+"""Where to listen, and how many sessions there may be."""
+
+
+class Door(Protocol):
+    """What a protocol does with a connection that is not a session yet."""
+
+    alpn: str
+    """The application protocol that TLS from the first byte on must name; empty: none."""
+
+    async def before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
+        """Answer what comes in clear until a TLS handshake is next; None when the connection is done.
+
+        Raises `Refusal` or OSError.
+        """
+
+    def check(self, agent: Agent) -> None:
+        """Raise `Refusal` for an agent that this protocol leads nowhere."""
+
+    async def tell(self, stream: ByteStream, refusal: Refusal) -> None:
+        """Tell a client that has shaken hands why it gets no session.  May take longer than anybody waits."""
 
 
 class Listener:
@@ -55,24 +88,26 @@ class Listener:
 
     def __init__(
         self,
-        settings: config.Listener,
+        settings: Address,
         certificates: Certificates,
         registry: Registry,
         session_factory: SessionFactory,
         *,
-        cancel: Callable[[int, bytes], object],
+        door: Door,
+        handshake_timeout: float,
         on_refused: Callable[[str, str, str], None],
         admit: Callable[[Agent], None] = lambda agent: None,
     ) -> None:
-        """``cancel`` gets process id and secret, and does no more than they allow.  ``on_refused`` gets peer, control
-        and reason of every connection that was not let become a session.  ``admit`` raises `Refusal` for an agent that
-        may have no session now.
+        """``on_refused`` gets peer, control and
+        reason of every connection that was not let become a session.  ``admit`` raises `Refusal` for an agent that may
+        have no session now.
         """
         self._settings = settings
+        self._door = door
+        self._handshake_timeout = handshake_timeout
         self._certificates = certificates
         self._registry = registry
         self._session_factory = session_factory
-        self._cancel = cancel
         self._on_refused = on_refused
         self._admit = admit
         self._socket: socket.socket | None = None
@@ -184,10 +219,10 @@ class Listener:
         stream: ByteStream | None = None
         agent: Agent | None = None
         try:
-            async with asyncio.timeout(self._settings.handshake_timeout):
+            async with asyncio.timeout(self._handshake_timeout):
                 kind: Literal["negotiated", "direct"] | None = None
                 try:
-                    kind = await self._before_tls(accepted)
+                    kind = await self._door.before_tls(accepted)
                 finally:
                     if kind is None:
                         accepted.close()
@@ -195,8 +230,9 @@ class Listener:
                     return None
                 stream = await self._handshake(accepted)
                 tls: ssl.SSLObject = stream.extra("ssl_object")  # noqa: S610
-                if kind == "direct" and tls.selected_alpn_protocol() != ALPN:
-                    self._on_refused(peer, "ID-03", f'direct TLS did not ask for the application protocol "{ALPN}"')
+                alpn = self._door.alpn
+                if kind == "direct" and alpn and tls.selected_alpn_protocol() != alpn:
+                    self._on_refused(peer, "ID-03", f'direct TLS did not ask for the application protocol "{alpn}"')
                     return None
                 agent = self._authenticate(presented_chain(tls))
             return stream, agent
@@ -204,7 +240,9 @@ class Listener:
             detail = f" ({refusal.detail_for_audit})" if refusal.detail_for_audit else ""
             self._on_refused(peer, refusal.control, refusal.message + detail)
             if stream is not None:
-                await self._tell(stream, refusal)
+                with contextlib.suppress(TimeoutError, OSError):
+                    async with asyncio.timeout(self._handshake_timeout):
+                        await self._door.tell(stream, refusal)
         except TimeoutError:
             agent = None
             self._on_refused(peer, "WP-04", "the handshake took too long")
@@ -217,7 +255,77 @@ class Listener:
                 await _close(stream)
         return None
 
-    async def _before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
+    # TLS and after
+
+    async def _handshake(self, accepted: socket.socket) -> ByteStream:
+        """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
+        stream = ByteStream()
+        handshake = stream.secure(self._certificates.current.context, server_side=True)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, accepted)
+            await handshake
+        except ssl.SSLError as error:
+            control, reason = handshake_failure(error)
+            raise Refusal(control, reason, sqlstate="28000", fatal=True) from None
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    def _authenticate(self, chain: list[bytes]) -> Agent:
+        """Who shook hands.  Raises `Refusal`."""
+        agent = identify(chain, self._certificates.current.bundles, self._registry)
+        self._door.check(agent)
+        self._admit(agent)
+        if self._draining:
+            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
+        if len(self.sessions) >= self._settings.max_connections:
+            raise Refusal("WP-03", "this node has no room for more connections", sqlstate="53300", fatal=True)
+        return agent
+
+
+async def _close(stream: ByteStream) -> None:
+    stream.close()
+    try:
+        async with asyncio.timeout(2 * CLOSE_SECONDS):
+            await stream.wait_closed()
+    except TimeoutError:
+        stream.abort()
+
+
+# PostgreSQL
+
+
+class PostgresDoor:
+    """`Door` of PostgreSQL: SSLRequest or TLS from the first byte on, and cancel requests in clear."""
+
+    alpn = ALPN
+
+    def __init__(self, cancel: Callable[[int, bytes], object]) -> None:
+        """``cancel`` gets process id and secret, and does no more than they allow."""
+        self._cancel = cancel
+
+    def check(self, agent: Agent) -> None:
+        """Raise `Refusal` for an agent that has no database."""
+        if not agent.database:
+            raise unregistered(agent, "database")
+
+    async def tell(self, stream: ByteStream, refusal: Refusal) -> None:
+        """Answer the startup message with a refusal.
+
+        The message is read first: closing a socket that holds unread bytes resets the connection, and the client would
+        not see the answer.
+        """
+        frames = StartupFrames()
+        with contextlib.suppress(ProtocolViolation, TimeoutError):
+            while next(frames, None) is None:
+                data = await stream.receive()
+                if not data:
+                    return
+                frames.feed(data)
+        stream.send(ErrorResponse(refusal_fields(refusal)).encode())
+
+    async def before_tls(self, accepted: socket.socket) -> Literal["negotiated", "direct"] | None:
         """Answer what comes in clear until a TLS handshake is next; None when the connection is done.
 
         Raises `Refusal`.
@@ -247,57 +355,16 @@ class Listener:
                     raise refusal
         return None
 
-    # TLS and after
 
-    async def _handshake(self, accepted: socket.socket) -> ByteStream:
-        """TLS on the socket, which belongs to the stream from here on.  Raises `Refusal` or OSError."""
-        stream = ByteStream()
-        handshake = stream.secure(self._certificates.current.context, server_side=True)
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, accepted)
-            await handshake
-        except ssl.SSLError as error:
-            control, reason = handshake_failure(error)
-            raise Refusal(control, reason, sqlstate="28000", fatal=True) from None
-        except BaseException:
-            stream.abort()
-            raise
-        return stream
-
-    def _authenticate(self, chain: list[bytes]) -> Agent:
-        """Who shook hands.  Raises `Refusal`."""
-        agent = identify(chain, self._certificates.current.bundles, self._registry)
-        self._admit(agent)
-        if self._draining:
-            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01", fatal=True)
-        if len(self.sessions) >= self._settings.max_connections:
-            raise Refusal("WP-03", "this node has no room for more connections", sqlstate="53300", fatal=True)
-        return agent
-
-    async def _tell(self, stream: ByteStream, refusal: Refusal) -> None:
-        """Answer the startup message with a refusal.
-
-        The message is read first: closing a socket that holds unread bytes resets the connection, and the client would
-        not see the answer.
-        """
-        frames = StartupFrames()
-        with contextlib.suppress(ProtocolViolation, TimeoutError):
-            async with asyncio.timeout(self._settings.handshake_timeout):
-                while next(frames, None) is None:
-                    data = await stream.receive()
-                    if not data:
-                        return
-                    frames.feed(data)
-        stream.send(ErrorResponse(refusal_fields(refusal)).encode())
-
-
-async def _close(stream: ByteStream) -> None:
-    stream.close()
-    try:
-        async with asyncio.timeout(2 * CLOSE_SECONDS):
-            await stream.wait_closed()
-    except TimeoutError:
-        stream.abort()
+def unregistered(agent: Agent, what: str) -> Refusal:
+    """The refusal for an agent that the configuration connects to nothing of this kind."""
+    return Refusal(
+        "ID-05",
+        f"{agent.spiffe_id} is not registered for a {what}",
+        sqlstate="28000",
+        hint=f"Ask the operator of the proxy to name a {what} for this SPIFFE ID in its configuration.",
+        fatal=True,
+    )
 
 
 # a socket in clear

@@ -205,8 +205,18 @@ class Node:
     async def run(self) -> int:
         """Serve until a signal ends it.  Raises OSError if a port cannot be had."""
         async with contextlib.AsyncExitStack() as stack:
-            reservation, self._config = _reserve(self._config)
+            listener = self._config.listener
+            reservation, port = _reserve("listener", listener)
             stack.callback(reservation.close)
+            listener = msgspec.structs.replace(listener, port=port)
+            self._config = msgspec.structs.replace(self._config, listener=listener)
+            if self._config.queue_managers:
+                mq_reservation, mq_port = _reserve("mq", self._config.mq)
+                stack.callback(mq_reservation.close)
+                self._config = msgspec.structs.replace(
+                    self._config, mq=msgspec.structs.replace(self._config.mq, port=mq_port)
+                )
+                self._addresses = {"mq_host": self._config.mq.host, "mq_port": mq_port}
             self._quotas = quota.create(self._count, self._config.quotas.keys)
             stack.callback(os.close, self._quotas)
             self._counters = quota.Table(self._quotas, self._count, self._config.quotas.keys)
@@ -220,8 +230,7 @@ class Node:
                 admin_port = await admin.start(self._config.admin.host, self._config.admin.port)
             except OSError as error:
                 raise _address_error("admin", self._config.admin, error) from None
-            listener = self._config.listener
-            self._addresses = {"host": listener.host, "port": listener.port, "admin_port": admin_port}
+            self._addresses |= {"host": listener.host, "port": listener.port, "admin_port": admin_port}
             fields = {"version": __version__, "build": build(), "workers": self._count, "pid": os.getpid()}
             log.info("starting", extra={"fields": {**fields, "admin_port": admin_port}})
             loop = asyncio.get_running_loop()
@@ -407,7 +416,9 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-def _address_error(name: str, section: configuration.Listener | configuration.Admin, error: OSError) -> OSError:
+def _address_error(
+    name: str, section: configuration.Listener | configuration.Mq | configuration.Admin, error: OSError
+) -> OSError:
     text = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
     return OSError(error.errno, f"{name} address {section.host}:{section.port} {text}")
 
@@ -422,13 +433,13 @@ def _single(name: str, text: str, kind: str, value: float, **labels: str) -> Fam
     return Family(name, text, kind, ((f"{name}_total" if kind == "counter" else name, labels, float(value)),))
 
 
-def _reserve(config: Config) -> tuple[socket.socket, Config]:
-    """Bind the listening address without listening, so that all workers share one port, chosen here if it is 0.
+def _reserve(name: str, section: configuration.Listener | configuration.Mq) -> tuple[socket.socket, int]:
+    """Bind a listening address without listening, so that all workers share its port, chosen here if it is 0.
 
     Raises OSError.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
-        config.listener.host, config.listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     reservation = socket.socket(family, kind, protocol)
     try:
@@ -437,10 +448,8 @@ def _reserve(config: Config) -> tuple[socket.socket, Config]:
         reservation.bind(address)
     except OSError as error:
         reservation.close()
-        raise _address_error("listener", config.listener, error) from None
-    port = reservation.getsockname()[1]
-    listener = msgspec.structs.replace(config.listener, port=port)
-    return reservation, msgspec.structs.replace(config, listener=listener)
+        raise _address_error(name, section, error) from None
+    return reservation, int(reservation.getsockname()[1])
 
 
 def serve(config: Config) -> int:

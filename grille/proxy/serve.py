@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import gc
 import logging
 import os
@@ -31,10 +32,12 @@ from grille.protocols.postgres.catalog import Catalog
 from grille.proxy import keys
 from grille.proxy.bundle_watch import BundleWatch
 from grille.proxy.catalog import READ_FAILURES, CatalogWatch
+from grille.proxy.channel import ChannelSession, MqDoor
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent, Registry
-from grille.proxy.listener import Listener
+from grille.proxy.listener import Address, Door, Listener, PostgresDoor, SessionFactory
+from grille.proxy.listener import Session as ServedSession
 from grille.proxy.node import (
     NODE,
     UNUSABLE,
@@ -50,6 +53,7 @@ from grille.proxy.node import (
     worker_name,
 )
 from grille.proxy.pipe import SharedPipes, Turn
+from grille.proxy.queues import Queues
 from grille.proxy.quota import QuotaReached, Quotas, Table
 from grille.proxy.quota_store import StoreCounters
 from grille.proxy.recorder import Recorder
@@ -97,7 +101,9 @@ class Worker:
         self.metrics = Metrics()
         self._recorder: Recorder | None = None
         self.port = 0
-        """Where this worker listens; 0 before it does."""
+        """Where this worker listens for PostgreSQL; 0 before it does."""
+        self.mq_port = 0
+        """The same for IBM MQ; 0 if it does not."""
         self.local: LocalSocket | None = None
         """This worker's end of the node's local socket; its datagrams go to `received`."""
         self._drains: set[asyncio.Task[None]] = set()
@@ -133,7 +139,7 @@ class Worker:
         self._pipes = {
             database.name: SharedPipes(database, turn) for database in config.databases if database.read_pipes
         }
-        self._listener: Listener | None = None
+        self._listeners: list[Listener] = []
         self._services: Services | None = None
         self._audit_problem = "not opened yet"
         self._catalog_problems = {database.name: "the catalogue has not been read yet" for database in config.databases}
@@ -165,7 +171,7 @@ class Worker:
         for name in self._catalogs:
             if self._catalog_problems[name]:
                 found.append(f"database {name}: {self._catalog_problems[name]}")
-        if not self.port:
+        if not self.port or (self.config.queue_managers and not self.mq_port):
             found.append("does not listen yet")
         return tuple(found)
 
@@ -206,17 +212,21 @@ class Worker:
             stack.push_async_callback(_cancel, tasks)
             services = self._services = self._join(recorder)
 
-            self._listener = Listener(
+            self.port = await self._listen(
+                stack,
                 self.config.listener,
-                self._certificates,
-                Registry(self.config.identities),
+                PostgresDoor(services.cancels.cancel),
+                "postgres",
                 lambda stream, agent, _: Session(stream, agent, services),
-                cancel=services.cancels.cancel,
-                on_refused=self._on_refused,
-                admit=self._admit,
             )
-            stack.push_async_callback(self._listener.close)
-            self.port = await self._listener.start()
+            if self.config.queue_managers:
+                self.mq_port = await self._listen(
+                    stack,
+                    self.config.mq,
+                    MqDoor(self.config.mq.channel),
+                    "mq",
+                    lambda stream, agent, peer: ChannelSession(stream, agent, peer, services),
+                )
             # What exists now stays: the collector need not look at it again, nor after every few hundred new objects.
             gc.collect()
             gc.freeze()
@@ -228,18 +238,44 @@ class Worker:
             for task in ended:
                 task.result()
 
+    async def _listen(
+        self,
+        stack: contextlib.AsyncExitStack,
+        settings: Address,
+        door: Door,
+        protocol: str,
+        session_factory: SessionFactory,
+    ) -> int:
+        """Listen for one protocol, until the stack is left; the port.  Raises OSError."""
+        listener = Listener(
+            settings,
+            self._certificates,
+            Registry(self.config.identities),
+            session_factory,
+            door=door,
+            handshake_timeout=self.config.listener.handshake_timeout,
+            on_refused=functools.partial(self._on_refused, protocol),
+            admit=self._admit,
+        )
+        stack.push_async_callback(listener.close)
+        port = await listener.start()
+        self._listeners.append(listener)
+        return port
+
+    def _sessions(self) -> list[ServedSession]:
+        return [session for listener in self._listeners for session in tuple(listener.sessions)]
+
     async def drain(self, seconds: float) -> None:
         """Take no new connections and transactions, let those in flight finish for so long, then end `run`."""
         if self._draining:
             return
         self._draining = True
         log.info("draining", extra={"fields": {"seconds": seconds}})
-        if self._services is not None and self._listener is not None:
+        if self._services is not None:
             self._services.draining.set()
-            for session in tuple(self._listener.sessions):
-                if isinstance(session, Session):
-                    session.drain()
-            await self._listener.finish(seconds)
+            for session in self._sessions():
+                session.drain()
+            await asyncio.gather(*(listener.finish(seconds) for listener in self._listeners))
         self._stopped.set()
 
     def reload(self) -> None:
@@ -375,6 +411,10 @@ class Worker:
             quotas=self._quotas,
             store=self._store,
             on_quota=self._on_quota,
+            queues={
+                manager.name: Queues(lambda: self._policy.current, config.policy.cache_entries)
+                for manager in config.queue_managers
+            },
             shown={database.name: Shown(self._catalog_of(database.name)) for database in config.databases},
         )
 
@@ -419,7 +459,7 @@ class Worker:
 
         return changed
 
-    def _on_refused(self, peer: str, control: str, reason: str) -> None:
+    def _on_refused(self, protocol: str, peer: str, control: str, reason: str) -> None:
         """Count, log and record a connection that did not become a session.
 
         Whoever can reach the port can cause these, so only `REFUSALS_PER_SECOND` are logged and recorded; the next one
@@ -447,7 +487,7 @@ class Worker:
                 sequence=0,
                 level="process",
                 client=peer,
-                protocol="postgres",
+                protocol=protocol,
                 verdict=Verdict(id="", allow=False, control=control, reason=reason + more),
             )
         )
@@ -497,16 +537,15 @@ class Worker:
         elsewhere = self._store is not None and self._store.new_cuts()
         if not self._quotas.new_cuts() and not elsewhere and not changed:
             return
-        for session in tuple(self._listener.sessions) if self._listener is not None else ():
-            if isinstance(session, Session):
-                try:
-                    self._admit(session.agent)
-                except Refusal as refusal:
-                    reason = "revoked" if refusal.control == "ID-07" else "cut off"
-                    self.metrics.sessions_cut.labels(reason).inc()
-                    session.cut(refusal)
+        for session in self._sessions():
+            try:
+                self._admit(session.agent)
+            except Refusal as refusal:
+                reason = "revoked" if refusal.control == "ID-07" else "cut off"
+                self.metrics.sessions_cut.labels(reason).inc()
+                session.cut(refusal)
 
-    def _on_quota(self, agent: Agent, session: str, reached: QuotaReached) -> None:
+    def _on_quota(self, agent: Agent, protocol: str, session: str, reached: QuotaReached) -> None:
         """Count a statement that a quota refused; tell of the first in a while, and cut the agent off if so configured.
 
         What cannot be done because the counters are locked is done at the next refusal.
@@ -516,7 +555,7 @@ class Worker:
         with contextlib.suppress(Refusal):
             cut = quota in settings.cut_off
             if self._quotas.alert(agent.spiffe_id, quota):
-                self._alert(agent, session, reached, settings.cut_off_seconds if cut else 0)
+                self._alert(agent, protocol, session, reached, settings.cut_off_seconds if cut else 0)
             if cut and not self._quotas.cut_off(agent.spiffe_id):
                 self._quotas.cut(agent.spiffe_id, settings.cut_off_seconds)
                 if self._store is not None:
@@ -528,7 +567,7 @@ class Worker:
         """Count a question that the quota store did not answer; it logs by itself."""
         self.metrics.quota_store_failures.inc()
 
-    def _alert(self, agent: Agent, session: str, reached: QuotaReached, cut_off_seconds: int) -> None:
+    def _alert(self, agent: Agent, protocol: str, session: str, reached: QuotaReached, cut_off_seconds: int) -> None:
         """Record that an agent has reached a quota, with what may be behind it and what to do."""
         self.metrics.alerts.labels(reached.quota).inc()
         log.warning(
@@ -550,8 +589,8 @@ class Worker:
                 certificate_serial=agent.serial,
                 certificate_sha256=agent.cert_sha256,
                 session=session,
-                protocol="postgres",
-                database=agent.database,
+                protocol=protocol,
+                database=agent.database if protocol == "postgres" else agent.queue_manager,
                 verdict=Verdict(
                     id=reached.decision_id or "", allow=False, control=reached.control, reason=reached.message
                 ),
@@ -601,7 +640,11 @@ class Worker:
             enforcement = self._services.enforcement.values()
             for counter, caches in (
                 (metrics.plan_cache, [each.plans for each in enforcement]),
-                (metrics.decision_cache, [each.decisions for each in enforcement]),
+                (
+                    metrics.decision_cache,
+                    [each.decisions for each in enforcement]
+                    + [each.decisions for each in self._services.queues.values()],
+                ),
             ):
                 self._follow(counter.labels("hit"), sum(cache.hits for cache in caches))
                 self._follow(counter.labels("miss"), sum(cache.misses for cache in caches))

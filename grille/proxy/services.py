@@ -15,6 +15,7 @@ from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent
 from grille.proxy.pipe import SharedPipes
+from grille.proxy.queues import Queues
 from grille.proxy.quota import QuotaReached, Quotas
 from grille.proxy.quota_store import Counters, NodeCounters, StoreCounters
 from grille.proxy.recorder import Recorder
@@ -86,7 +87,7 @@ class CancelTable:
 
 @dataclass(eq=False)
 class Services:
-    """What a worker's sessions share.  Mappings are by the configured database name."""
+    """What a worker's sessions share.  Mappings are by the configured database name, but for ``queues``."""
 
     config: Config
     worker: int
@@ -101,12 +102,14 @@ class Services:
     refresh: Callable[[str], Awaitable[object]]
     """Read a database's catalogue anew, because a statement met one that had changed."""
     quotas: Quotas = field(default_factory=Quotas)
+    queues: Mapping[str, Queues] = field(default_factory=dict)
+    """What the policy says of queues, by the configured queue manager's name."""
     pipes: Mapping[str, SharedPipes] = field(default_factory=dict)
     """The shared pipes of each database; a database that has none is served without the fast path."""
     shown: Mapping[str, Shown] = field(default_factory=dict)
     """What results show, for quotas of keys; on a database that has none, such statements are refused."""
-    on_quota: Callable[[Agent, str, QuotaReached], None] = lambda agent, session, reached: None
-    """Hears of each statement that a quota refuses: whose, in which session, and why."""
+    on_quota: Callable[[Agent, str, str, QuotaReached], None] = lambda agent, protocol, session, reached: None
+    """Hears of each statement that a quota refuses: whose, over which protocol, in which session, and why."""
     store: StoreCounters | None = None
     """Counts for all nodes, if there is a store."""
     counters: Counters = field(init=False)

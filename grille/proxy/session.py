@@ -1128,7 +1128,7 @@ class Session:
         """Tell of a statement that a quota refuses."""
         if prepared.verdict is not None:
             reached.decision_id = prepared.verdict.id
-        self.services.on_quota(self.agent, self._id, reached)
+        self.services.on_quota(self.agent, "postgres", self._id, reached)
 
     def _queue_execute(self, portal: Portal, max_rows: int) -> Step:
         prepared = portal.prepared

@@ -461,7 +461,7 @@ async def _connect(database: Database) -> ByteStream:
         return stream
     _, stream = await loop.create_connection(ByteStream, database.host, database.port)
     try:
-        _keep_alive(stream)
+        keep_alive(stream)
         if database.tls != "off":
             context = ssl.create_default_context(cafile=str(database.ca) if database.ca is not None else None)
             context.set_alpn_protocols(["postgresql"])
@@ -483,7 +483,7 @@ async def _connect(database: Database) -> ByteStream:
     return stream
 
 
-def _keep_alive(stream: ByteStream) -> None:
+def keep_alive(stream: ByteStream) -> None:
     """Let the kernel find out within about a minute that the server's host has vanished."""
     connected = stream.extra("socket")  # noqa: S610  (not Django)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -116,7 +116,7 @@ def _read(call: Segment) -> None:
         return
     reader(call)
     if call.type is Type.INITIAL_DATA:
-        initial_data(restricted(call, segment_limit=1, message_limit=1, conversations=0))
+        initial_data(restricted(call, "C", segment_limit=1, message_limit=1, conversations=0))
     if call.type in (Type.MQPUT, Type.MQPUT1, Type.ASYNC_MESSAGE):
         read = message if call.type is Type.ASYNC_MESSAGE else put
         told = read(call)

@@ -1,7 +1,7 @@
-"""``python -m tests.conformance ibm-mq-java``: IBM's Java client against the stand-in for a queue manager.
+"""``python -m tests.conformance ibm-mq-java``: IBM's Java client, with the stand-in for a queue manager and through Grille.
 
-The last line is ``suite=ibm-mq-java direct=P/T``: Grille does not listen for this protocol yet, so there is no second
-run.
+The last line is ``suite=ibm-mq-java direct=P/T grille=P/T listed=N unexplained=N``: of the cases that pass directly, as
+many as pass through Grille, those that `DIFFERENT` explains, and those that nothing explains.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.conformance.targets import SuiteError
 from tests.conformance.tools import cache, cached, must
 from tests.mq.manager import CHANNEL, NAME, Manager
 from tests.mq.queues import Queue
+from tests.mq.window import EVERYTHING, TRUST_DOMAIN, Window, write_config, write_policy
 
 SUITE: Final = "ibm-mq-java"
 DENIED: Final = ("DENIED.QUEUE",)
@@ -116,7 +117,7 @@ class Stores:
     """Certificates of a run: the server's context, and what JSSE is told of the client's."""
 
     def __init__(self, directory: Path) -> None:
-        authority = Authority("mq.example")
+        self.authority = authority = Authority(TRUST_DOMAIN)
         server = authority.issue_server().write(directory, "server")
         authority.write_bundle(directory / "ca.pem")
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -241,6 +242,40 @@ async def direct(run: Run, command: Sequence[str], scratch: Path, *cases: str) -
         outcomes["no-complaint"] = "; ".join(standing.manager.complaints) or "ok"
         if run.sharing == 32 and not cases:
             outcomes["one-socket"] = "ok" if standing.manager.most == 32 else f"{standing.manager.most} conversations"
+    return outcomes
+
+
+async def through(run: Run, command: Sequence[str], scratch: Path, *cases: str) -> Outcomes:
+    """The cases through Grille, which speaks TLS with the client and none with the stand-in."""
+    run = msgspec.structs.replace(run, tls=run.tls or "TLS_AES_256_GCM_SHA384")
+    stores = Stores(scratch)
+    async with Standing(run, scratch) as standing:
+        directory = scratch / "grille"
+        directory.mkdir()
+        write_policy(
+            directory / "policy.tar.gz", {"client": EVERYTHING}, denied=[f"{NAME}/{name}" for name in DENIED]
+        )
+        config = write_config(
+            directory,
+            standing.port,
+            stores.authority,
+            ["client"],
+            mq={"conversations": run.sharing, "max_message_bytes": LONGEST},
+            listener={"tls_minimum": "1.2"},
+        )
+        window = await asyncio.to_thread(Window, config)
+        try:
+            outcomes = await execute(
+                command, run, window.mq_port, scratch, standing.restart, stores=stores, cases=cases
+            )
+            outcomes["no-complaint"] = "; ".join(standing.manager.complaints) or "ok"
+            users = {connected.user for connected in standing.manager.connected}
+            secrets = any(connected.credentials for connected in standing.manager.connected)
+            outcomes["mapped-user"] = "ok" if users == {"client"} and not secrets else f"{users}, {secrets}"
+            if run.sharing == 32 and not cases:
+                outcomes["one-socket"] = "ok" if standing.manager.most == 32 else f"{standing.manager.most} conversations"
+        finally:
+            await asyncio.to_thread(window.stop)
     return outcomes
 
 

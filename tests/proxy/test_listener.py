@@ -29,7 +29,7 @@ from grille.protocols.postgres.messages import (
 from grille.proxy import config
 from grille.proxy.authority import DAY, Authority, Issued, key_usage
 from grille.proxy.identity import Agent, Registry
-from grille.proxy.listener import Listener
+from grille.proxy.listener import Listener, PostgresDoor
 from grille.proxy.stream import ByteStream
 from grille.proxy.tls import Certificates
 
@@ -107,7 +107,8 @@ class Front:
             self.certificates,
             registry,
             self._session,
-            cancel=lambda number, secret: self.cancelled.put_nowait((number, secret)),
+            door=PostgresDoor(lambda number, secret: self.cancelled.put_nowait((number, secret))),
+            handshake_timeout=self.settings.handshake_timeout,
             on_refused=lambda peer, control, reason: self.refused.put_nowait((control, reason)),
         )
         self.port = await self.listener.start()

@@ -1459,7 +1459,7 @@ async def counting(world: World, limit: int, *texts: str, **more: int) -> list[t
     await connection.close()
     world.services.shown = {"bank": Shown(lambda: catalog)}
     told: list[tuple[str, str]] = []
-    world.services.on_quota = lambda agent, session, reached: told.append((agent.spiffe_id, reached.quota))
+    world.services.on_quota = lambda agent, protocol, session, reached: told.append((agent.spiffe_id, reached.quota))
     for text in texts:
         world.scripted.limits[text] = Limits(distinct_keys_per_hour=limit, **more)
     return told

@@ -22,10 +22,13 @@ from grille.protocols.mq.segments import (
     Type,
 )
 from grille.protocols.mq.structures import (
+    OD_SIZES,
     Fields,
+    GetOptions,
     MessageDescriptor,
     ObjectDescriptor,
     PutOptions,
+    get_options,
     message_descriptor,
     object_descriptor,
     put_options,
@@ -44,6 +47,9 @@ API: Final = 16
 SPI_OPEN: Final = 12
 _SPI_VERBS: Final = {1: "query", 6: "reserve", SPI_OPEN: "open"}
 _LPOO_SIZES: Final = {1: 32, 3: 88}
+_SPI_BLOCK: Final = API + 24
+"""Where the block of an SPI call begins that has the call's own fields."""
+_OUTPUT, _FAIL_IF_QUIESCING = 0x10, 0x2000
 _MULTIPLEX_HEADER: Final = 8
 """Bytes by which the header of a conversation's segment is longer: no CallLength counts them."""
 _CHECK_MSG, _STREAMING_FAILURE = 11, 14
@@ -71,6 +77,24 @@ class Put(msgspec.Struct, frozen=True):
     """Where the data begin in the call's body."""
     length: int
     """Bytes of data."""
+
+
+class Get(msgspec.Struct, frozen=True):
+    """MQGET, on a channel without conversations."""
+
+    handle: int
+    options: GetOptions
+    message: MessageDescriptor
+    """In a reply, of the message."""
+    room: int
+    """Bytes of the client's buffer; in a reply, of the whole message."""
+
+
+class Inquiry(msgspec.Struct, frozen=True):
+    """MQINQ."""
+
+    handle: int
+    selectors: tuple[int, ...]
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -150,16 +174,156 @@ def open_(call: Segment) -> Open:
     """Read MQOPEN, or SPI with the verb open.  Raises `ProtocolError`."""
     fields = _fields(call)
     if call.type is Type.SPI:
-        at = API + 12
-        if fields.raw(at, 4) != b"SPOU" or fields.raw(at + 12, 4) != b"SPOI":
-            raise ProtocolError("the blocks of an open are missing")
-        at += 24
-        _, size = fields.version(at, b"LPOO", _LPOO_SIZES)
-        return Open(object_descriptor(fields, at + size), fields.u32(at + 8))
+        at = _object_at(call)
+        _, size = fields.version(_SPI_BLOCK + 12, b"LPOO", _LPOO_SIZES)
+        return Open(object_descriptor(fields, at), fields.u32(at - size + 8))
     what = object_descriptor(fields, API)
     if what.object_string or what.selection:
         raise ProtocolError("strings of variable length in MQOPEN are not supported")
     return Open(what, fields.u32(API + what.size))
+
+
+def opened(reply: Segment) -> ObjectDescriptor:
+    """What was opened, as the reply to `open_` or to MQPUT1 says.  Raises `ProtocolError`."""
+    return object_descriptor(_fields(reply), _object_at(reply))
+
+
+def _object_at(call: Segment) -> int:
+    """Where the object descriptor is: of MQOPEN, SPI open and MQPUT1, and of their replies."""
+    if call.type not in (Type.SPI, Type.SPI_REPLY):
+        return API
+    fields = _fields(call)
+    mark = b"SPOI" if call.type is Type.SPI else b"SPOO"
+    if fields.raw(_SPI_BLOCK - 12, 4) != b"SPOU" or fields.raw(_SPI_BLOCK, 4) != mark:
+        raise ProtocolError("the blocks of an open are missing")
+    _, size = fields.version(_SPI_BLOCK + 12, b"LPOO", _LPOO_SIZES)
+    return _SPI_BLOCK + 12 + size
+
+
+def with_version(call: Segment, version: int) -> Segment:
+    """MQOPEN, SPI open, MQPUT1 or a reply to one, with its object descriptor in another version.
+
+    What a newer version adds is empty, what an older one lacks is left out; every length and offset says so.  Raises
+    `ProtocolError`.
+    """
+    at = _object_at(call)
+    what = object_descriptor(_fields(call), at)
+    if what.version == version:
+        return call
+    order = "<" if call.little else ">"
+    old, new = OD_SIZES[what.version], OD_SIZES[version]
+    if what.size != old:
+        raise ProtocolError("an object descriptor with more than itself cannot change its version")
+    body = bytearray(call.body)
+    struct.pack_into(f"{order}I", body, at + 4, version)
+    body[at + min(old, new) : at + old] = _EMPTY_OBJECT[order][min(old, new) : new]
+    grown = new - old
+    length = int.from_bytes(body[:4], "big") + grown
+    if not 0 <= length < 1 << 32:
+        raise ProtocolError("CallLength is too small for the call")
+    body[:4] = length.to_bytes(4, "big")
+    if call.type in (Type.SPI, Type.SPI_REPLY):
+        changed = [API + 8, _SPI_BLOCK + 8]  # MaxReplySize, and the length of the block
+        if call.type is Type.SPI_REPLY and at - _SPI_BLOCK - 12 == _LPOO_SIZES[3]:
+            offset = at - 8  # PolicyDataOffset
+            if struct.unpack_from(f"{order}I", body, offset)[0]:
+                changed.append(offset)
+        for offset in changed:
+            value = struct.unpack_from(f"{order}I", body, offset)[0] + grown
+            if not 0 <= value < 1 << 32:
+                raise ProtocolError("a length of an open is too small for what it counts")
+            struct.pack_into(f"{order}I", body, offset, value)
+    return msgspec.structs.replace(call, body=bytes(body))
+
+
+def get(call: Segment) -> Get:
+    """Read MQGET or its reply.  Raises `ProtocolError`."""
+    fields = _fields(call)
+    message = message_descriptor(fields, API)
+    options = get_options(fields, API + message.size)
+    at = API + message.size + options.size
+    return Get(fields.i32(12), options, message, fields.u32(at))
+
+
+def inquiry(call: Segment) -> Inquiry:
+    """Read MQINQ.  Raises `ProtocolError`."""
+    fields = _fields(call)
+    count = fields.u32(API)
+    if count > 256:
+        raise ProtocolError("MQINQ has more than 256 selectors")
+    fields.raw(API + 12, 4 * count)
+    return Inquiry(fields.i32(12), tuple(fields.u32(API + 12 + 4 * number) for number in range(count)))
+
+
+def answered_put(reply: Segment) -> MessageDescriptor:
+    """The descriptor of the message that was put, out of the reply.  Raises `ProtocolError`."""
+    fields = _fields(reply)
+    at = API
+    if reply.type is Type.MQPUT1_REPLY:
+        at += object_descriptor(fields, at).size
+    return message_descriptor(fields, at)
+
+
+def with_options(call: Segment, options: int) -> Segment:
+    """MQPUT or MQPUT1 with other MQPMO options.  Raises `ProtocolError`."""
+    told = put(call)
+    body = bytearray(call.body)
+    struct.pack_into("<I" if call.little else ">I", body, told.data_at - 4 - told.options.size + 8, options)
+    return msgspec.structs.replace(call, body=bytes(body))
+
+
+def with_failures(reply: Segment, reason: int, succeeded: int, failed: int) -> Segment:
+    """The reply to MQSTAT of asynchronous puts, with so many more of them that went well, and that failed.
+
+    Raises `ProtocolError`.
+    """
+    fields = _fields(reply)
+    at = API + 4
+    if fields.raw(at, 4) != b"STAT":
+        raise ProtocolError("STAT is missing where it has to be")
+    fields.raw(at, 28)
+    body = bytearray(reply.body)
+    order = "<" if reply.little else ">"
+    struct.pack_into(f"{order}I", body, at + 16, fields.u32(at + 16) + succeeded)
+    struct.pack_into(f"{order}I", body, at + 24, fields.u32(at + 24) + failed)
+    if failed and not fields.u32(at + 12):
+        struct.pack_into(f"{order}II", body, at + 8, FAILED, reason)
+    return msgspec.structs.replace(reply, body=bytes(body))
+
+
+def closing(like: Segment, handle: int) -> Segment:
+    """MQCLOSE of a handle, on the conversation of ``like``."""
+    length = (36 if like.eyecatcher == MULTIPLEXED else 28) + API + 4
+    order = "<" if like.little else ">"
+    body = length.to_bytes(4, "big") + struct.pack(f"{order}IIiI", 0, 0, handle, 0)
+    return msgspec.structs.replace(like, type=Type.MQCLOSE, flags=int(WHOLE), request=0, body=body)
+
+
+def resolving(like: Segment, manager: str, queue: str) -> Segment:
+    """MQOPEN for output of a queue, only to learn where its name leads, on the conversation of ``like``."""
+    order = "<" if like.little else ">"
+    od = bytearray(_EMPTY_OBJECT[order][: OD_SIZES[3]])
+    struct.pack_into(f"{order}II", od, 4, 3, 1)
+    od[12:60], od[60:108] = queue.encode("ascii").ljust(48), manager.encode("ascii").ljust(48)
+    fopa = b"FOPA" + struct.pack(f"{order}IIiiii", 2, 84, -1, -1, 0, 0) + b" " * 48 + struct.pack(f"{order}II", 0, 0)
+    rest = bytes(od) + struct.pack(f"{order}I", _OUTPUT | _FAIL_IF_QUIESCING) + fopa
+    length = (36 if like.eyecatcher == MULTIPLEXED else 28) + API + len(rest)
+    body = length.to_bytes(4, "big") + struct.pack(f"{order}IIi", 0, 0, 0) + rest
+    return msgspec.structs.replace(like, type=Type.MQOPEN, flags=int(WHOLE), request=0, body=body)
+
+
+def _empty_object(order: str) -> bytes:
+    """An MQOD of version 4 without a name: where a newer version than the client's is filled up from."""
+    od = bytearray(400)
+    od[:4] = b"OD  "
+    od[12:168] = b" " * 156
+    od[240:336] = b" " * 96
+    for at in (336, 356, 376):
+        struct.pack_into(f"{order}i", od, at + 4, 400)
+    return bytes(od)
+
+
+_EMPTY_OBJECT: Final = {"<": _empty_object("<"), ">": _empty_object(">")}
 
 
 def put(call: Segment) -> Put:
@@ -288,8 +452,8 @@ def refused(call: Segment, reason: int = NOT_AUTHORIZED) -> list[Segment]:
         raise ProtocolError(f"{call.type.name} cannot be refused by an answer")
     if call.type in (Type.MQPUT, Type.MQPUT1) and put(call).options.options & ASYNC_RESPONSE:
         return []
-    # IBM's client reads a refused MQOPEN on a socket without conversations to its end, as it does MQCONN everywhere.
-    whole = call.type is Type.MQCONN or (call.type is Type.MQOPEN and call.eyecatcher == SINGLE)
+    # IBM's client reads these two to their end even if they are refused.
+    whole = call.type in (Type.MQCONN, Type.MQOPEN)
     body = bytearray(call.body if whole else _fields(call).raw(0, API))
     order = "<" if call.little else ">"
     none = -1 if call.type in (Type.MQOPEN, Type.SPI) else struct.unpack_from(f"{order}i", body, 12)[0]

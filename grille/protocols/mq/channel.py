@@ -29,6 +29,8 @@ XA: Final = 0x10
 """CapFlags2: distributed transactions."""
 MULTIPLEX_SYNCGET: Final = 0x08
 """CapFlags3: MQGET on conversations, whose answers cannot grow."""
+_CAPABILITIES: Final = (5, 44, 132)
+"""Where CapFlags1 to 3 are; the byte behind each has the bits that the other side refuses."""
 _NO_HEADER_COMPRESSION: Final = b"\x00\xff"
 _NO_COMPRESSION: Final = b"\x00" + b"\xff" * 15
 
@@ -77,10 +79,13 @@ def initial_data(segment: Segment) -> InitialData:
     )
 
 
-def restricted(segment: Segment, *, segment_limit: int, message_limit: int, conversations: int) -> Segment:
-    """INITIAL_DATA without what cannot be followed here (compression, key reset, XA, MQGET on conversations).
+def restricted(
+    segment: Segment, channel: str, *, segment_limit: int, message_limit: int, conversations: int
+) -> Segment:
+    """INITIAL_DATA for this channel, without what cannot be followed here.
 
-    The limits are lowered to those given.  Raises `ProtocolError` as `initial_data` does.
+    That is compression, key reset, XA and MQGET on conversations.  The limits are lowered to those given.  Raises
+    `ProtocolError` as `initial_data` does.
     """
     told = initial_data(segment)
     order = "<" if segment.little else ">"
@@ -88,11 +93,105 @@ def restricted(segment: Segment, *, segment_limit: int, message_limit: int, conv
     struct.pack_into(
         f"{order}II", body, 12, min(told.segment_limit, segment_limit), min(told.message_limit, message_limit)
     )
+    body[24:44] = channel.encode("ascii").ljust(20)
     body[44] &= ~XA
     body[104:122] = _NO_HEADER_COMPRESSION + _NO_COMPRESSION
     struct.pack_into(f"{order}Ii", body, 124, 0, min(told.conversations, conversations))
     body[132] &= ~MULTIPLEX_SYNCGET
     return msgspec.structs.replace(segment, body=bytes(body))
+
+
+def adopted(asked: Segment, answer: Segment) -> Segment:
+    """What a client proposes next: the values of the answer, and of its own proposal what says who it is."""
+    body = bytearray(answer.body[:ID_SIZE])
+    body[24:44] = asked.body[24:44]
+    body[148:160], body[208:] = asked.body[148:160], asked.body[208:ID_SIZE]
+    _without_errors(body)
+    told = initial_data(answer)
+    shared = min(told.conversations, initial_data(asked).conversations) > 0
+    return Segment(
+        Type.INITIAL_DATA,
+        bytes(body),
+        asked.flags,
+        1 if shared else 0,
+        eyecatcher=MULTIPLEXED if shared else SINGLE,
+        little=answer.little,
+    )
+
+
+def answer_to(asked: Segment, agreed: Segment) -> Segment:
+    """What a client that proposed ``asked`` is answered, given what was agreed with the queue manager.
+
+    It has the flag ERROR, and says what the client is to change, if that is not what it proposed.
+    """
+    proposed, settled = initial_data(asked), initial_data(agreed)
+    body = bytearray(agreed.body[:ID_SIZE])
+    body[24:44] = asked.body[24:44]
+    _without_errors(body)
+    wrong = sum(
+        bit
+        for bit, one, other in (
+            (0x80, proposed.heartbeat, settled.heartbeat),
+            (0x10, proposed.message_limit, settled.message_limit),
+            (0x08, proposed.level, settled.level),
+            (0x04, proposed.segment_limit, settled.segment_limit),
+        )
+        if one != other
+    )
+    refused = [(at, asked.body[at] & ~body[at] & 0xFF) for at in _CAPABILITIES]
+    compressed = 0x01 * (asked.body[104:106] != _NO_HEADER_COMPRESSION) | 0x02 * (
+        asked.body[106:122] != _NO_COMPRESSION
+    )
+    changed = bool(wrong or compressed or any(bits for _, bits in refused))
+    if changed:
+        body[7], body[102] = wrong, compressed
+        for at, bits in refused:
+            body[at + 1] = bits
+    conversations = min(proposed.conversations, settled.conversations)
+    struct.pack_into("<i" if agreed.little else ">i", body, 128, conversations)
+    return Segment(
+        Type.INITIAL_DATA,
+        bytes(body),
+        Flag.ERROR if changed else 0,
+        asked.conversation,
+        eyecatcher=asked.eyecatcher,
+        little=agreed.little,
+    )
+
+
+def _without_errors(body: bytearray) -> None:
+    body[7] = body[102] = 0
+    for at in _CAPABILITIES:
+        body[at + 1] = 0
+
+
+def user_data(user: str, like: Segment) -> Segment:
+    """USERID_DATA: whom the queue manager is to take the client for, as the segments of this channel are."""
+    name = user.encode("ascii")
+    body = b"UID " + name[:12].ljust(12) + bytes(12) + name.ljust(64) + bytes(40)
+    return Segment(
+        Type.USERID_DATA, body, conversation=like.conversation, eyecatcher=like.eyecatcher, little=like.little
+    )
+
+
+def ended(code: int, like: Segment) -> Segment:
+    """STATUS with one of the codes below, after which the socket is closed."""
+    order = "<" if like.little else ">"
+    return Segment(
+        Type.STATUS,
+        struct.pack(f"{order}II", 8, code),
+        Flag.ERROR | Flag.CLOSE_CHANNEL,
+        like.conversation,
+        eyecatcher=like.eyecatcher,
+        little=like.little,
+    )
+
+
+NO_CHANNEL: Final = 0x01
+NO_MANAGER: Final = 0x03
+TERMINATING: Final = 0x05
+PROTOCOL: Final = 0x0C
+"""Codes of STATUS: no such channel, the queue manager is unavailable or ends, invalid data."""
 
 
 class SocketAction(msgspec.Struct, frozen=True):

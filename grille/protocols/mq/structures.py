@@ -88,6 +88,10 @@ class ObjectDescriptor(msgspec.Struct, frozen=True):
     selection: bytes
     """The selection string, in its own character set."""
     selection_ccsid: int
+    version: int
+    resolved_name: str
+    """Of a reply, from version 3 on: the queue that the name leads to, and its queue manager."""
+    resolved_manager: str
     size: int
     """Bytes, with the strings behind it."""
 
@@ -142,6 +146,9 @@ def object_descriptor(fields: Fields, at: int) -> ObjectDescriptor:
         object_string=text,
         selection=selection,
         selection_ccsid=ccsid,
+        version=version,
+        resolved_name=fields.name(at + 240, 48) if version >= 3 else "",
+        resolved_manager=fields.name(at + 288, 48) if version >= 3 else "",
         size=end,
     )
 
@@ -156,6 +163,21 @@ def _string(fields: Fields, at: int, charv: int, size: int, end: int) -> tuple[b
         raise ProtocolError("a string of variable length is not where it has to be")
     text = fields.raw(at + offset, length)
     return text, max(end, offset + (length + 3) // 4 * 4)
+
+
+class GetOptions(msgspec.Struct, frozen=True):
+    """MQGMO."""
+
+    options: int
+    wait: int
+    """Milliseconds."""
+    size: int
+
+
+def get_options(fields: Fields, at: int) -> GetOptions:
+    """The MQGMO at this offset.  Raises `ProtocolError`."""
+    _, size = fields.version(at, b"GMO ", GMO_SIZES)
+    return GetOptions(options=fields.u32(at + 8), wait=fields.i32(at + 12), size=size)
 
 
 def message_descriptor(fields: Fields, at: int) -> MessageDescriptor:

@@ -230,12 +230,12 @@ def test_initial_data_and_what_is_taken_out_of_it() -> None:
     told = initial_data(call)
     assert (told.channel, told.manager, told.ccsid, told.heartbeat) == ("APP.SVRCONN", "QM1", 819, 300)
     assert (told.xa, told.synchronous_get, told.compressed, told.conversations) == (True, True, True, 10)
-    less = restricted(call, segment_limit=4096, message_limit=1000, conversations=5)
+    less = restricted(call, "NEW.CHANNEL", segment_limit=4096, message_limit=1000, conversations=5)
     told = initial_data(less)
     assert (told.xa, told.synchronous_get, told.compressed, told.conversations) == (False, False, False, 5)
     assert (told.segment_limit, told.message_limit) == (4096, 1000)
     assert less.body[124:128] == bytes(4)
-    more = initial_data(restricted(call, segment_limit=1 << 20, message_limit=1 << 30, conversations=99))
+    more = initial_data(restricted(call, "NEW.CHANNEL", segment_limit=1 << 20, message_limit=1 << 30, conversations=99))
     assert (more.segment_limit, more.message_limit, more.conversations) == (32748, 104857600, 10)
     for length in range(240):
         with pytest.raises(ProtocolError):

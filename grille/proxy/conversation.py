@@ -1,0 +1,700 @@
+"""One conversation of an IBM MQ channel: what its client may ask of the queue manager, and the record of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from grille.audit.event import Level, Message, Outcome, Relation
+from grille.audit.event import Verdict as EventVerdict
+from grille.controls import Refusal
+from grille.protocols.mq import calls
+from grille.protocols.mq.calls import ASYNC_RESPONSE, FAILED, TRUNCATED, Put
+from grille.protocols.mq.segments import REPLY, ProtocolError, Segment, Type
+from grille.protocols.mq.structures import MessageDescriptor, ObjectDescriptor
+from grille.protocols.operation import Access
+from grille.proxy.enforcement import Verdict, granted
+from grille.proxy.queues import relation
+from grille.proxy.quota import QuotaReached
+
+if TYPE_CHECKING:
+    from grille.proxy.channel import ChannelSession
+
+NOT_AUTHORIZED: Final = 2035
+NO_MESSAGE: Final = 2033
+REASONS: Final = {
+    "0A000": 2298,  # MQRC_FUNCTION_NOT_SUPPORTED
+    "34000": 2019,  # MQRC_HOBJ_ERROR
+    "3D000": 2058,  # MQRC_Q_MGR_NAME_ERROR
+    "42P01": 2085,  # MQRC_UNKNOWN_OBJECT_NAME
+    "54000": 2030,  # MQRC_MSG_TOO_BIG_FOR_Q
+    "57P01": 2161,  # MQRC_Q_MGR_QUIESCING
+    "58030": 2102,  # MQRC_RESOURCE_PROBLEM
+}
+"""What a client is told for a refusal, by its SQLSTATE; `NOT_AUTHORIZED` for any other."""
+
+_PROTECTION_POLICIES: Final = "SYSTEM.PROTECTION.POLICY.QUEUE"
+"""Clients look for message-protection policies there, and take 2035 for the answer to the call that they make."""
+_QUEUE, _QUEUE_MANAGER = 1, 5
+_OPENS_FOR: Final[tuple[tuple[int, Access], ...]] = ((0x07, "get"), (0x08, "browse"), (0x10, "put"), (0x20, "inquire"))
+"""MQOO bits by the access that they ask for."""
+_OPENS_WITH: Final = 0x7F_E380
+"""MQOO bits that any open may have: SAVE_ALL_CONTEXT, PASS_*_CONTEXT, FAIL_IF_QUIESCING, BIND_*, RESOLVE_*, CO_OP,
+READ_AHEAD and NO_READ_AHEAD, NO_MULTICAST, BIND_ON_GROUP."""
+_FORGERY: Final = 0x1C00
+"""MQPMO SET_IDENTITY_CONTEXT, SET_ALL_CONTEXT, ALTERNATE_USER_AUTHORITY."""
+_SYNC_RESPONSE: Final = 0x2_0000
+_SYNCPOINT: Final = 0x2
+"""Of MQPMO and MQGMO."""
+_SYNCPOINT_IF_PERSISTENT: Final = 0x1000
+_BROWSES: Final = 0x830
+"""MQGMO BROWSE_FIRST, BROWSE_NEXT, BROWSE_MSG_UNDER_CURSOR."""
+_NOT_CARRIED: Final = 0x0800_0008
+"""MQGMO PROPERTIES_IN_HANDLE, whose layout is not known, and SET_SIGNAL."""
+_MANAGER_SELECTORS: Final = frozenset({2, 13, 14, 30, 31, 32, 273, 2006, 2015, 2032})
+"""What IBM's clients ask about a queue manager: CCSID, longest message, highest priority, syncpoint, level, platform,
+capability, dead-letter queue, name and id."""
+_CHECK_MSG, _STREAMING_FAILURE = 11, 14
+_ACCEPTED: Final = 0x40
+
+_ACTIONS: Final = {
+    Type.MQCONN: "connect", Type.MQDISC: "disconnect", Type.MQOPEN: "open", Type.SPI: "open", Type.MQPUT: "put",
+    Type.MQPUT1: "put", Type.MQGET: "get", Type.REQUEST_MSGS: "get", Type.MQINQ: "inquire", Type.MQCMIT: "commit",
+    Type.MQBACK: "backout",
+}  # fmt: skip
+"""The action that an event names, by the call; other calls have an event only if they are refused."""
+_WRITES: Final = frozenset({"put", "get", "commit", "backout", "disconnect"})
+"""Actions that change queues: their events are kept like those of statements that write."""
+_BESIDE_CALLS: Final = (Type.REQUEST_MSGS, Type.NOTIFICATION)
+"""What a client may send while a call is under way."""
+_MOST_CALLS: Final = 1000
+"""Calls of one conversation that may wait before its socket is read no further."""
+
+Use = tuple[str, str, Access]
+"""Queue manager, queue and access."""
+
+
+class Handle(msgspec.Struct):
+    """What the client has open."""
+
+    manager: str
+    queue: str
+    """As the client opened it; empty: the queue manager itself."""
+    wanted: Access = "get"
+    """How messages were asked for last, and the decision about that."""
+    verdict: Verdict | None = None
+    cached: bool = False
+    options: int = 0
+    """MQGMO of that."""
+    confirmed: bool = False
+    """The client waits to hear whether there is a message."""
+
+
+class Pending(msgspec.Struct):
+    """A call whose answer has not come."""
+
+    call: Segment
+    action: str
+    began: float
+    """Unix time."""
+    clock: float
+    uses: tuple[Use, ...] = ()
+    verdict: Verdict | None = None
+    cached: bool = False
+    message: Message | None = None
+    intent: str = ""
+    what: ObjectDescriptor | None = None
+    """Of an open."""
+    options: int = 0
+    """MQPMO or MQGMO."""
+
+
+class Conversation:
+    """Its calls, one after the other, and what the queue manager says of them."""
+
+    def __init__(self, session: ChannelSession) -> None:
+        """Serve it until the channel or the conversation ends; a failure ends the channel."""
+        self._session = session
+        self._services = session.services
+        self._client: deque[Segment] = deque()
+        self._manager: deque[Segment] = deque()
+        self._held = 0
+        self._arrived: asyncio.Future[None] | None = None
+        self._roomy: asyncio.Future[None] | None = None
+        self._handles: dict[int, Handle] = {}
+        self._pending: Pending | None = None
+        self._busy = False
+        self._unit = False
+        """A unit of work is open."""
+        self._application = ""
+        self._unanswered = [0, 0]
+        """Asynchronous puts since the client asked last: how many went well, how many failed."""
+        self._unanswered_reason = 0
+        self._task = session.spawn(self._run())
+
+    # what the session uses
+
+    @property
+    def idle(self) -> bool:
+        """No call is under way, and no unit of work is open."""
+        return not (self._pending or self._busy or self._client or self._unit)
+
+    def take(self, call: Segment, *, of_client: bool) -> None:
+        """A call has arrived."""
+        (self._client if of_client else self._manager).append(call)
+        self._held += len(call.body)
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def room(self) -> None:
+        """Wait while too much waits to be served."""
+        limit = 2 * self._services.config.mq.max_message_bytes
+        while self._held > limit or len(self._client) + len(self._manager) > _MOST_CALLS:
+            self._roomy = asyncio.get_running_loop().create_future()
+            await self._roomy
+
+    async def end(self) -> None:
+        """The client leaves."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self.abandoned()
+
+    async def abandoned(self) -> None:
+        """Record what will never be answered.  Raises `Refusal`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            await self._keep(pending, Outcome("unknown"))
+
+    # one call after the other
+
+    async def _run(self) -> None:
+        while True:
+            if self._manager:
+                self._busy = True
+                await self._from_manager(self._taken(self._manager))
+            elif self._client and (self._pending is None or self._client[0].type in _BESIDE_CALLS):
+                self._busy = True
+                await self._from_client(self._taken(self._client))
+            else:
+                self._busy = False
+                self._session.look_at_end()
+                await self._wait()
+                continue
+            await self._session.drained()
+
+    def _taken(self, waiting: deque[Segment]) -> Segment:
+        call = waiting.popleft()
+        self._held -= len(call.body)
+        if self._roomy is not None and not self._roomy.done():
+            self._roomy.set_result(None)
+        return call
+
+    async def _wait(self) -> None:
+        self._arrived = asyncio.get_running_loop().create_future()
+        try:
+            await self._arrived
+        finally:
+            self._arrived = None
+
+    async def _ask(self, call: Segment) -> Segment:
+        """The queue manager's answer to a call of Grille's own, or to one whose answer the client does not get."""
+        self._session.to_manager(call)
+        wanted = call.type + REPLY
+        while True:
+            for number, found in enumerate(self._manager):
+                if found.type == wanted:
+                    del self._manager[number]
+                    self._held -= len(found.body)
+                    return found
+            await self._wait()
+
+    # what the client asks
+
+    async def _from_client(self, call: Segment) -> None:
+        self._session.front.channel.from_client(call)
+        pending = Pending(call, _ACTIONS.get(call.type, ""), time.time(), time.perf_counter())
+        try:
+            if call.type in _ACTIONS:
+                self._services.recorder.check()
+            await self._asked(call, pending)
+        except Refusal as refusal:
+            await self._refuse(pending, refusal)
+
+    async def _asked(self, call: Segment, pending: Pending) -> None:
+        """Check a call, and pass it on.  Raises `Refusal` or `ProtocolError`."""
+        match call.type:
+            case Type.USERID_DATA:
+                pass  # the queue manager was told another
+            case Type.CONAUTH_INFO:
+                self._session.to_client(accepted(call))
+            case Type.NOTIFICATION:
+                calls.notification(call)
+                self._session.to_manager(call)
+            case Type.REQUEST_MSGS:
+                await self._request(call, pending)
+            case Type.MQCONN:
+                self._connect(call)
+                await self._forward(pending)
+            case Type.MQOPEN:
+                await self._open(call, pending)
+            case Type.SPI:
+                await self._service(call, pending)
+            case Type.MQPUT | Type.MQPUT1:
+                await self._put(call, pending)
+            case Type.MQGET:
+                await self._get(call, pending)
+            case Type.MQINQ:
+                await self._inquire(call, pending)
+            case Type.MQCLOSE:
+                self._handle(calls.handle(call))
+                await self._forward(pending)
+            case Type.MQCMIT | Type.MQBACK | Type.MQDISC | Type.MQSTAT:
+                await self._forward(pending)
+            case Type.MQSET:
+                raise Refusal("MQ-01", "attributes of a queue are not set through this proxy")
+            case _:
+                raise _unsupported(f"{call.type.name} is not carried")
+
+    async def _forward(self, pending: Pending, call: Segment | None = None) -> None:
+        """Pass a call on, as it is or changed; its intent is kept first where that is due."""
+        if self._level(pending.action) == "strict" and pending.action in _WRITES:
+            await self._keep_intent(pending)
+        self._pending = pending
+        self._session.to_manager(call or pending.call)
+
+    def _connect(self, call: Segment) -> None:
+        told = calls.connect(call)
+        self._application = told.application
+        name = self._session.manager.name
+        if told.manager not in ("", "*", name):
+            raise Refusal("ID-04", f"this agent is registered for the queue manager {name}", sqlstate="3D000")
+        if self._session.draining:
+            raise Refusal("OP-01", "this node is going out of service", sqlstate="57P01")
+
+    async def _service(self, call: Segment, pending: Pending) -> None:
+        try:
+            verb = calls.spi_verb(call)
+        except ProtocolError as error:
+            raise _unsupported(str(error)) from None
+        if verb == "open":
+            await self._open(call, pending)
+        else:
+            pending.action = ""
+            await self._forward(pending)
+
+    async def _open(self, call: Segment, pending: Pending) -> None:
+        told = calls.open_(call)
+        what = pending.what = told.what
+        if what.kind == _QUEUE_MANAGER:
+            if told.options & ~(0x20 | _OPENS_WITH):
+                raise _not_an_access()
+            pending.action = ""
+            await self._forward(pending)
+            return
+        manager = self._queue(what)
+        accesses = [access for bits, access in _OPENS_FOR if told.options & bits]
+        if not accesses or told.options & ~(0x3F | _OPENS_WITH):
+            raise _not_an_access()
+        pending.uses = tuple((manager, what.name, access) for access in accesses)
+        for use in pending.uses:
+            pending.verdict, pending.cached = await self._decide(use)
+        await self._forward(pending, calls.with_version(call, 3) if what.version < 3 else call)
+
+    def _queue(self, what: ObjectDescriptor) -> str:
+        """Whose queue is named.  Raises `Refusal` if it is none."""
+        if what.name == _PROTECTION_POLICIES:
+            raise Refusal("MQ-02", "message protection is not carried", sqlstate="42P01")
+        if what.kind not in (0, _QUEUE) or what.records or not what.name or what.object_string:
+            raise Refusal("MQ-02", "only queues, one by one, and the queue manager itself can be opened")
+        return what.manager or self._session.manager.name
+
+    async def _put(self, call: Segment, pending: Pending) -> None:
+        told = calls.put(call)
+        pending.message = _message(told.message, told.length)
+        if told.what is not None:
+            manager, queue = self._queue(told.what), told.what.name
+        else:
+            handle = self._handle(told.handle)
+            manager, queue = handle.manager, handle.queue
+        use: Use = (manager, queue, "put")
+        pending.uses, pending.options = (use,), told.options.options
+        if told.options.options & _FORGERY:
+            raise Refusal("MQ-01", "a message is from who puts it: its context cannot be set, nor another user named")
+        if told.options.records:
+            raise Refusal("MQ-02", "a distribution list is not carried")
+        pending.verdict, pending.cached = await self._decide(use)
+        await self._check_put(told, pending.verdict)
+        if told.what is not None:
+            await self._check_leads(call, manager, queue)
+        await self._count(pending.verdict)
+        if told.options.options & ASYNC_RESPONSE:
+            await self._put_unanswered(call, pending)
+        else:
+            await self._forward(pending)
+
+    async def _check_put(self, told: Put, verdict: Verdict) -> None:
+        """Raise `Refusal` for a message that is too long, or whose replies would go where its sender may not read."""
+        limit = verdict.decision.limits.bytes
+        if limit is not None and told.length > limit:
+            raise Refusal("AC-06", f"the message is longer than the {limit} bytes that your policy allows",
+                          sqlstate="54000")  # fmt: skip
+        message, name = told.message, self._session.manager.name
+        if message.reply_queue:
+            try:
+                await self._decide((message.reply_manager or name, message.reply_queue, "get"))
+            except Refusal as refusal:
+                refusal.control = "MQ-03"
+                refusal.message = f"replies may go only to a queue that you may read: {refusal.message}"
+                raise
+
+    async def _check_leads(self, call: Segment, manager: str, queue: str) -> None:
+        """Find out where the name of an MQPUT1 leads, which its own reply would tell too late.  Raises `Refusal`."""
+        session = self._session
+        if (manager == session.manager.name and queue in session.local) or queue in session.dynamic:
+            return
+        reply = await self._ask(calls.resolving(call, "" if manager == session.manager.name else manager, queue))
+        code, reason = calls.outcome(reply)
+        if code == FAILED:
+            raise _Answered(reason)
+        what = calls.opened(reply)
+        await self._ask(calls.closing(call, calls.handle(reply)))
+        if what.name != queue:
+            raise Refusal("MQ-02", "a message is put to a queue, not to a model of one")
+        await self._check_resolved((manager, queue, "put"), what)
+
+    async def _check_resolved(self, use: Use, what: ObjectDescriptor) -> None:
+        """Ask the policy about the queue that a name leads to, if it is another.  Raises `Refusal`."""
+        manager, queue, access = use
+        own = self._session.manager.name
+        found = (what.resolved_manager or manager, what.resolved_name or queue)
+        if found != (manager, queue):
+            await self._decide((*found, access))
+        elif manager == own:
+            self._session.local.add(queue)
+
+    async def _put_unanswered(self, call: Segment, pending: Pending) -> None:
+        """A put that the client does not wait for: the queue manager is asked all the same, for the record's sake."""
+        options = pending.options & ~ASYNC_RESPONSE | _SYNC_RESPONSE
+        if self._level("put") == "strict":
+            await self._keep_intent(pending)
+        self._pending = pending
+        reply = await self._ask(calls.with_options(call, options))
+        self._pending = None
+        code, reason = calls.outcome(reply)
+        self._count_unanswered(reason if code == FAILED else 0)
+        await self._keep(pending, self._put_outcome(pending, reply))
+
+    def _count_unanswered(self, reason: int) -> None:
+        self._unanswered[bool(reason)] += 1
+        self._unanswered_reason = self._unanswered_reason or reason
+
+    async def _get(self, call: Segment, pending: Pending) -> None:
+        told = calls.get(call)
+        pending.options = told.options.options
+        await self._decide_get(told.handle, pending)
+        await self._forward(pending)
+
+    async def _request(self, call: Segment, pending: Pending) -> None:
+        told = calls.request(call)
+        pending.options = told.options
+        handle = await self._decide_get(told.handle, pending)
+        handle.wanted, handle.verdict, handle.cached = pending.uses[0][2], pending.verdict, pending.cached
+        handle.options, handle.confirmed = told.options, told.confirmed
+        self._session.to_manager(call)
+
+    async def _decide_get(self, number: int, pending: Pending) -> Handle:
+        handle = self._handle(number)
+        access: Access = "browse" if pending.options & _BROWSES else "get"
+        pending.action = access
+        use: Use = (handle.manager, handle.queue, access)
+        pending.uses = (use,)
+        if pending.options & _NOT_CARRIED:
+            raise _unsupported("message properties in a handle, and signals, are not carried")
+        pending.verdict, pending.cached = await self._decide(use)
+        await self._count(pending.verdict)
+        return handle
+
+    async def _inquire(self, call: Segment, pending: Pending) -> None:
+        told = calls.inquiry(call)
+        handle = self._handle(told.handle)
+        if handle.queue:
+            use: Use = (handle.manager, handle.queue, "inquire")
+            pending.uses = (use,)
+            pending.verdict, pending.cached = await self._decide(use)
+        elif not set(told.selectors) <= _MANAGER_SELECTORS:
+            raise Refusal("MQ-02", "of the queue manager only what a client needs to begin with can be inquired")
+        await self._forward(pending)
+
+    def _handle(self, number: int) -> Handle:
+        handle = self._handles.get(number)
+        if handle is None:
+            raise Refusal("WP-01", "the handle is not open", sqlstate="34000")
+        return handle
+
+    async def _decide(self, use: Use) -> tuple[Verdict, bool]:
+        """The decision about an access; about one to a queue that was made for the client, that about its model.
+
+        Raises `Refusal`.
+        """
+        manager, queue, access = use
+        if manager == self._session.manager.name:
+            queue = self._session.dynamic.get(queue, queue)
+        return await self._session.queues.decide(self._session.agent, manager, queue, access)
+
+    async def _count(self, verdict: Verdict) -> None:
+        """Count a call against its agent's minute.  Raises `Refusal` AC-06."""
+        limits = verdict.decision.limits
+        if limits.statements_per_minute is not None:
+            try:
+                await self._services.counters.count(self._session.agent.spiffe_id, limits)
+            except QuotaReached as reached:
+                self._session.quota_reached(verdict, reached)
+                raise
+
+    async def _refuse(self, pending: Pending, refusal: Refusal) -> None:
+        """Answer a call that goes no further, once that is recorded."""
+        call = pending.call
+        if isinstance(refusal, _Answered):
+            reason, outcome, verdict = refusal.reason, Outcome("error", reason=refusal.reason), None
+        else:
+            reason = reason_of(refusal)
+            outcome = Outcome("denied", sqlstate=refusal.sqlstate, reason=reason, error=refusal.detail_for_audit or "")
+            verdict = refused_verdict(refusal)
+        if refusal.control != "AU-01":
+            await self._keep(pending, outcome, verdict=verdict)
+        if call.type in (Type.MQPUT, Type.MQPUT1) and pending.options & ASYNC_RESPONSE:
+            self._count_unanswered(reason)
+        for answer in calls.refused(call, reason):
+            self._session.to_client(answer)
+
+    # what the queue manager answers
+
+    async def _from_manager(self, call: Segment) -> None:
+        if call.type is Type.ASYNC_MESSAGE:
+            await self._message(call)
+        elif call.type is Type.NOTIFICATION:
+            await self._notified(call)
+        else:
+            pending, self._pending = self._pending, None
+            if pending is None:
+                raise ProtocolError(f"{call.type.name} answers no call")
+            try:
+                call = await self._answered(pending, call)
+            except Refusal as refusal:
+                if refusal.control == "AU-01":
+                    raise
+                await self._refuse(pending, refusal)
+            else:
+                self._session.to_client(call)
+
+    async def _answered(self, pending: Pending, reply: Segment) -> Segment:
+        """Record an answer; what the client gets of it.  Raises `Refusal`, AU-01 if it cannot be recorded."""
+        code, reason = calls.outcome(reply)
+        status: Any = "error" if code == FAILED else "ok"
+        outcome = Outcome(status, reason=reason)
+        match pending.call.type:
+            case Type.MQOPEN | Type.SPI:
+                reply = await self._opened(pending, reply, code)
+            case Type.MQCLOSE if code != FAILED:
+                self._handles.pop(calls.handle(pending.call), None)
+            case Type.MQPUT | Type.MQPUT1:
+                outcome = self._put_outcome(pending, reply)
+            case Type.MQGET:
+                outcome = self._got(pending, reply)
+            case Type.MQCMIT | Type.MQBACK | Type.MQDISC:
+                self._unit = False
+            case Type.MQSTAT:
+                succeeded, failed = self._unanswered
+                if code != FAILED and (succeeded or failed):
+                    reply = calls.with_failures(reply, self._unanswered_reason, succeeded, failed)
+                    self._unanswered, self._unanswered_reason = [0, 0], 0
+        if pending.action:
+            await self._keep(pending, outcome)
+        return reply
+
+    async def _opened(self, pending: Pending, reply: Segment, code: int) -> Segment:
+        asked = pending.what
+        if asked is None:
+            return reply
+        if code == FAILED:
+            whole = len(reply.body) > calls.API
+            return calls.with_version(reply, asked.version) if whole and asked.version < 3 else reply
+        number = calls.handle(reply)
+        if asked.kind == _QUEUE_MANAGER:
+            self._handles[number] = Handle(self._session.manager.name, "")
+            return reply
+        what = calls.opened(reply)
+        manager = pending.uses[0][0]
+        if what.name != asked.name:
+            self._session.dynamic[what.name] = self._session.dynamic.get(asked.name, asked.name)
+        else:
+            try:
+                for use in pending.uses:
+                    await self._check_resolved(use, what)
+            except Refusal:
+                await self._ask(calls.closing(pending.call, number))
+                raise
+        self._handles[number] = Handle(manager, what.name)
+        return calls.with_version(reply, asked.version) if asked.version < 3 else reply
+
+    def _put_outcome(self, pending: Pending, reply: Segment) -> Outcome:
+        code, reason = calls.outcome(reply)
+        if code == FAILED:
+            return Outcome("error", reason=reason)
+        put = calls.answered_put(reply)
+        if pending.message is not None:
+            pending.message = msgspec.structs.replace(
+                pending.message, id=put.message_id.hex(), correlation=put.correlation_id.hex()
+            )
+        self._unit = self._unit or bool(pending.options & _SYNCPOINT)
+        return Outcome("ok", reason=reason, rows=1, bytes=pending.message.bytes if pending.message else 0)
+
+    def _got(self, pending: Pending, reply: Segment) -> Outcome:
+        code, reason = calls.outcome(reply)
+        if code == FAILED:
+            return Outcome("ok" if reason == NO_MESSAGE else "error", reason=reason)
+        told = calls.get(reply)
+        pending.message = _message(told.message, told.room)
+        return self._delivered(pending.options, told.message, told.room, reason)
+
+    def _delivered(self, options: int, message: MessageDescriptor, size: int, reason: int) -> Outcome:
+        if reason == TRUNCATED[1]:
+            return Outcome("ok", reason=reason)  # it is still on the queue
+        persistent = options & _SYNCPOINT_IF_PERSISTENT and message.persistence == 1
+        if not options & _BROWSES and (options & _SYNCPOINT or persistent):
+            self._unit = True
+        return Outcome("ok", reason=reason, rows=1, bytes=size)
+
+    async def _message(self, call: Segment) -> None:
+        """A message on its way to the client."""
+        told = calls.message(call)
+        handle = self._handles.get(told.handle)
+        if handle is None or handle.verdict is None:
+            raise ProtocolError("a message that nobody asked for")
+        handle.confirmed = False
+        pending = Pending(
+            call, handle.wanted, time.time(), time.perf_counter(), ((handle.manager, handle.queue, handle.wanted),),
+            handle.verdict, handle.cached, _message(told.message, told.whole),
+        )  # fmt: skip
+        await self._keep(pending, self._delivered(handle.options, told.message, told.whole, told.reason))
+        self._session.to_client(call, told.data_at)
+
+    async def _notified(self, call: Segment) -> None:
+        told = calls.notification(call)
+        handle = self._handles.get(told.handle)
+        nothing = told.code == _CHECK_MSG and handle is not None and handle.confirmed
+        if handle is not None and (nothing or told.code == _STREAMING_FAILURE):
+            handle.confirmed = False
+            reason = NO_MESSAGE if nothing else told.value
+            pending = Pending(
+                call, handle.wanted, time.time(), time.perf_counter(), ((handle.manager, handle.queue, handle.wanted),),
+                handle.verdict, handle.cached,
+            )  # fmt: skip
+            await self._keep(pending, Outcome("ok" if nothing else "error", reason=reason))
+        self._session.to_client(call)
+
+    # the record
+
+    def _level(self, action: str) -> Level:
+        return self._services.recorder.level(writes=action in _WRITES)
+
+    async def _keep_intent(self, pending: Pending) -> None:
+        event = self._event(pending, Outcome("intent"), self._allowed(pending))
+        await self._services.recorder.keep(event)
+        pending.intent = event.id
+
+    async def _keep(self, pending: Pending, outcome: Outcome, verdict: EventVerdict | None = None) -> None:
+        event = self._event(pending, outcome, verdict or self._allowed(pending))
+        await self._services.recorder.keep(event)
+        self._services.metrics.observe(event, pending.action or "other")
+
+    @staticmethod
+    def _allowed(pending: Pending) -> EventVerdict | None:
+        verdict = pending.verdict
+        if verdict is None:
+            return None
+        return granted(verdict, filters_hash=verdict.filters_hash, cached=pending.cached)
+
+    def _event(self, pending: Pending, outcome: Outcome, verdict: EventVerdict | None) -> Any:
+        kind = pending.call.type
+        name = {Type.SPI: "MQOPEN", Type.REQUEST_MSGS: "MQGET", Type.ASYNC_MESSAGE: "MQGET"}.get(kind, kind.name)
+        if kind is Type.NOTIFICATION:
+            name = "MQGET"
+        queues = dict.fromkeys(relation(manager, queue) for manager, queue, _ in pending.uses)
+        template = " ".join((name, *queues))
+        elapsed = int((time.perf_counter() - pending.clock) * 1e6)
+        return self._session.event(
+            "statement",
+            "statement",
+            self._level(pending.action),
+            pending.began,
+            application=self._application,
+            template=template,
+            template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+            action=pending.action,
+            relations=tuple(Relation(relation(manager, queue), access) for manager, queue, access in pending.uses),
+            message=pending.message,
+            verdict=verdict,
+            outcome=outcome,
+            intent="" if outcome.status == "intent" else pending.intent,
+            stages={} if outcome.status == "intent" else {"total": elapsed},
+        )
+
+
+class _Answered(Refusal):
+    """The queue manager itself refuses what the call would do."""
+
+    def __init__(self, reason: int) -> None:
+        super().__init__("UP-02", "the queue manager refuses it")
+        self.reason = reason
+
+
+def reason_of(refusal: Refusal) -> int:
+    """The MQRC that tells a client of a refusal."""
+    return REASONS.get(refusal.sqlstate, NOT_AUTHORIZED)
+
+
+def refused_verdict(refusal: Refusal) -> EventVerdict:
+    """What an event says of a refusal."""
+    return EventVerdict(
+        id=refusal.decision_id or "",
+        allow=False,
+        control=refusal.control,
+        reason=refusal.message,
+        revision=refusal.revision,
+    )
+
+
+def accepted(call: Segment) -> Segment:
+    """The answer to credentials: they are neither checked nor passed on, for the certificate says who the agent is."""
+    return msgspec.structs.replace(call, type=Type.STATUS, flags=_ACCEPTED, body=b"")
+
+
+def _unsupported(what: str) -> Refusal:
+    return Refusal("WP-02", what, sqlstate="0A000")
+
+
+def _not_an_access() -> Refusal:
+    return Refusal("MQ-01", "an open may ask for get, browse, put and inquire, and not for another user or context")
+
+
+def _message(descriptor: MessageDescriptor, size: int) -> Message:
+    reply = descriptor.reply_queue
+    if reply and descriptor.reply_manager:
+        reply = f"{reply}@{descriptor.reply_manager}"
+    return Message(
+        id=descriptor.message_id.hex(),
+        correlation=descriptor.correlation_id.hex(),
+        bytes=size,
+        format=descriptor.format,
+        ccsid=descriptor.ccsid,
+        encoding=descriptor.encoding,
+        persistent=descriptor.persistence == 1,
+        reply_to=reply,
+        backouts=descriptor.backout_count,
+    )
