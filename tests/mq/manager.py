@@ -456,7 +456,8 @@ class Peer:
             if queue.dynamic:
                 body[12:60], body[60:108] = padded(queue.name, 48), padded(NAME, 48)
             if what.size >= 336:
-                body[240:288], body[288:336] = padded(queue.name, 48), padded(NAME, 48)
+                name, manager = (queue.target, queue.remote) if queue.remote else (queue.name, NAME)
+                body[240:288], body[288:336] = padded(name, 48), padded(manager, 48)
         return bytes(body)
 
     def _open(self, call: Segment, conversation: Conversation) -> None:

@@ -56,10 +56,14 @@ class Message(msgspec.Struct, eq=False):
 
 
 class Queue(msgspec.Struct, eq=False):
-    """A queue and its attributes, named as in IBM's manual; `target` makes it an alias."""
+    """A queue and its attributes, named as in IBM's manual; `target` makes it an alias.
+
+    With `remote` it is the definition of that queue manager's queue `target`: what is put stays here to be sent.
+    """
 
     name: str
     target: str = ""
+    remote: str = ""
     max_length: int = 104_857_600
     max_depth: int = 100_000
     inhibit_get: int = 0
@@ -194,7 +198,7 @@ class Queues:
         queue = self.named.get(name)
         if queue is None:
             return UNKNOWN
-        if queue.target:
+        if queue.target and not queue.remote:
             return self.named.get(queue.target, UNKNOWN_BASE)
         if name not in (MODEL, PERMANENT_MODEL):
             return queue

@@ -15,7 +15,7 @@ from tests.mq.manager import CHANNEL, NAME
 TRUST_DOMAIN = "mq.example"
 ACCESSES = ("put", "get", "browse", "inquire")
 _POLICY = Path(__file__).parent / "policy.tar.gz"
-"""`policy/decision.rego`: opa build -b tests/mq/policy -t wasm -e grille/decision --revision 0 -o tests/mq/policy.tar.gz"""
+"""Made of `policy/`: opa build -b policy -t wasm -e grille/decision --revision 0 -o policy.tar.gz"""
 
 
 def spiffe_id(agent: str) -> str:
@@ -93,3 +93,8 @@ class Window(Served):
         super().__init__(config)
         (serving,) = self.said("serving", 1)
         self.mq_port = serving["mq_port"]
+
+    def sessions(self) -> float:
+        """Sessions that are open, on all workers."""
+        _, text = self.get("/metrics")
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("grille_sessions{"))
