@@ -34,7 +34,7 @@ from grille.policies.bundles import build
 from grille.policies.decision import ColumnObligation, Limits
 from grille.policies.pdp import decode
 from grille.policies.wasm import WasmEngine
-from grille.protocols.operation import Operation
+from grille.protocols.operation import Operation, RelationUse
 from grille.protocols.postgres.analysis import Sensitive
 from grille.proxy import config, policy_commands
 from grille.proxy.catalog import read_catalog
@@ -260,6 +260,10 @@ def test_the_question_has_the_keys_that_are_sent() -> None:
 
 
 def test_the_question_about_a_session_is_the_one_that_is_asked() -> None:
+    queue = Operation("get", (RelationUse("QM1", "PAYMENTS.IN", "get"),))
+    settlement = msgspec.structs.replace(agent("service"), queue_manager="QM1")
+    sent = msgspec.json.decode(msgspec.json.encode(policy_input(settlement, queue, "mq")))
+    assert msgspec.json.decode(checked("mq-question").text) == {name: sent[name] for name in ("session", "operation")}
     shown = msgspec.convert(msgspec.json.decode(checked("connect").text), Operation)
     assert shown == CONNECT
 
@@ -292,7 +296,7 @@ def test_the_event_is_one() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [event.Event, event.Chain, event.Value, event.Relation, event.Verdict, event.Outcome],
+    [event.Event, event.Chain, event.Value, event.Relation, event.Verdict, event.Outcome, event.Message],
     ids=lambda kind: kind.__name__,
 )
 def test_every_field_of_an_event_is_explained(kind: type) -> None:
