@@ -51,6 +51,7 @@ _FORGERY: Final = 0x1C00
 _SYNC_RESPONSE: Final = 0x2_0000
 _SYNCPOINT: Final = 0x2
 """Of MQPMO and MQGMO."""
+_NO_SYNCPOINT: Final = 0x4
 _SYNCPOINT_IF_PERSISTENT: Final = 0x1000
 _BROWSES: Final = 0x830
 """MQGMO BROWSE_FIRST, BROWSE_NEXT, BROWSE_MSG_UNDER_CURSOR."""
@@ -90,7 +91,9 @@ class Handle(msgspec.Struct):
     verdict: Verdict | None = None
     cached: bool = False
     options: int = 0
-    """MQGMO of that."""
+    """MQGMO of that, as the client said."""
+    kept: bool = False
+    """The queue manager was asked to keep a message that is got until a unit of work ends, unlike the client said."""
     confirmed: bool = False
     """The client waits to hear whether there is a message."""
 
@@ -111,7 +114,9 @@ class Pending(msgspec.Struct):
     what: ObjectDescriptor | None = None
     """Of an open."""
     options: int = 0
-    """MQPMO or MQGMO."""
+    """MQPMO or MQGMO, as the client said."""
+    kept: bool = False
+    """Of MQGET: as `Handle.kept`."""
 
 
 class Conversation:
@@ -204,10 +209,13 @@ class Conversation:
     async def _ask(self, call: Segment) -> Segment:
         """The queue manager's answer to a call of Grille's own, or to one whose answer the client does not get."""
         self._session.to_manager(call)
-        wanted = call.type + REPLY
+        return await self._arrival(call.type + REPLY)
+
+    async def _arrival(self, kind: int) -> Segment:
+        """The next segment of this type from the queue manager; others stay where they are."""
         while True:
             for number, found in enumerate(self._manager):
-                if found.type == wanted:
+                if found.type == kind:
                     del self._manager[number]
                     self._held -= len(found.body)
                     return found
@@ -303,7 +311,11 @@ class Conversation:
         pending.uses = tuple((manager, what.name, access) for access in accesses)
         for use in pending.uses:
             pending.verdict, pending.cached = await self._decide(use)
-        await self._forward(pending, calls.with_version(call, 3) if what.version < 3 else call)
+        if what.version < 3:
+            call = calls.with_version(call, 3)
+        if "get" in accesses:
+            call = calls.without_read_ahead(call)
+        await self._forward(pending, call)
 
     def _queue(self, what: ObjectDescriptor) -> str:
         """Whose queue is named.  Raises `Refusal` if it is none."""
@@ -397,7 +409,10 @@ class Conversation:
         told = calls.get(call)
         pending.options = told.options.options
         await self._decide_get(told.handle, pending)
-        await self._forward(pending)
+        options = self._kept_options(pending)
+        if options is not None:
+            pending.kept, call = True, calls.with_get_options(call, options)
+        await self._forward(pending, call)
 
     async def _request(self, call: Segment, pending: Pending) -> None:
         told = calls.request(call)
@@ -405,7 +420,40 @@ class Conversation:
         handle = await self._decide_get(told.handle, pending)
         handle.wanted, handle.verdict, handle.cached = pending.uses[0][2], pending.verdict, pending.cached
         handle.options, handle.confirmed = told.options, told.confirmed
+        options = self._kept_options(pending)
+        handle.kept = options is not None
+        if options is not None:
+            call = calls.with_request(call, options=options, received=told.received)
         self._session.to_manager(call)
+
+    def _kept_options(self, pending: Pending) -> int | None:
+        """MQGMO options with which the queue manager keeps the message that is got until its event is kept.
+
+        None where it does so anyway, where it need not, and where it would not be this message alone: the client has a
+        unit of work open, and gets outside of it.
+        """
+        if pending.action != "get" or self._level("get") != "strict" or pending.options & _SYNCPOINT:
+            return None
+        if self._unit and not pending.options & _SYNCPOINT_IF_PERSISTENT:
+            return None
+        return pending.options & ~(_NO_SYNCPOINT | _SYNCPOINT_IF_PERSISTENT) | _SYNCPOINT
+
+    async def _let_go(self, call: Segment, options: int, *, persistent: bool) -> None:
+        """The client has a message that the queue manager kept: end the unit of work, unless that is the client's.
+
+        Raises `Refusal` UP-01 if the queue manager does not: it gives the message to somebody once more.
+        """
+        if options & _SYNCPOINT_IF_PERSISTENT and (persistent or self._unit):
+            self._unit = True
+            return
+        await self._session.drained()
+        while self._pending is not None:  # one call at a time
+            await self._from_manager(await self._arrival(self._pending.call.type + REPLY))
+        reply = await self._ask(calls.ending(call, Type.MQCMIT))
+        code, reason = calls.outcome(reply)
+        if code == FAILED:
+            raise Refusal("UP-01", "the queue manager has not let go of a message", sqlstate="08006", fatal=True,
+                          detail_for_audit=f"MQCMIT: {reason}")  # fmt: skip
 
     async def _decide_get(self, number: int, pending: Pending) -> Handle:
         handle = self._handle(number)
@@ -491,6 +539,9 @@ class Conversation:
                 await self._refuse(pending, refusal)
             else:
                 self._session.to_client(call)
+                if pending.kept and calls.outcome(call)[0] != FAILED:
+                    got = calls.get(call).message
+                    await self._let_go(pending.call, pending.options, persistent=got.persistence == 1)
 
     async def _answered(self, pending: Pending, reply: Segment) -> Segment:
         """Record an answer; what the client gets of it.  Raises `Refusal`, AU-01 if it cannot be recorded."""
@@ -506,6 +557,8 @@ class Conversation:
                 outcome = self._put_outcome(pending, reply)
             case Type.MQGET:
                 outcome = self._got(pending, reply)
+                if pending.kept:
+                    reply = calls.with_get_options(reply, pending.options)
             case Type.MQCMIT | Type.MQBACK | Type.MQDISC:
                 self._unit = False
             case Type.MQSTAT:
@@ -540,6 +593,8 @@ class Conversation:
                 await self._ask(calls.closing(pending.call, number))
                 raise
         self._handles[number] = Handle(manager, what.name)
+        if any(access == "get" for _, _, access in pending.uses):
+            reply = calls.without_read_ahead(reply)
         return calls.with_version(reply, asked.version) if asked.version < 3 else reply
 
     def _put_outcome(self, pending: Pending, reply: Segment) -> Outcome:
@@ -583,6 +638,8 @@ class Conversation:
         )  # fmt: skip
         await self._keep(pending, self._delivered(handle.options, told.message, told.whole, told.reason))
         self._session.to_client(call, told.data_at)
+        if handle.kept and told.reason != TRUNCATED[1]:
+            await self._let_go(call, handle.options, persistent=told.message.persistence == 1)
 
     async def _notified(self, call: Segment) -> None:
         told = calls.notification(call)

@@ -50,6 +50,7 @@ _LPOO_SIZES: Final = {1: 32, 3: 88}
 _SPI_BLOCK: Final = API + 24
 """Where the block of an SPI call begins that has the call's own fields."""
 _OUTPUT, _FAIL_IF_QUIESCING = 0x10, 0x2000
+_NO_READ_AHEAD, _READ_AHEAD = 0x8_0000, 0x10_0000
 _MULTIPLEX_HEADER: Final = 8
 """Bytes by which the header of a conversation's segment is longer: no CallLength counts them."""
 _CHECK_MSG, _STREAMING_FAILURE = 11, 14
@@ -243,6 +244,47 @@ def get(call: Segment) -> Get:
     options = get_options(fields, API + message.size)
     at = API + message.size + options.size
     return Get(fields.i32(12), options, message, fields.u32(at))
+
+
+def with_request(call: Segment, *, options: int, received: int) -> Segment:
+    """REQUEST_MSGS for one message of any length, with these MQGMO options and so many bytes received."""
+    order = "<" if call.little else ">"
+    body = bytearray(call.body)
+    struct.pack_into(f"{order}IIiI", body, 8, received, 1, -1, options)
+    return msgspec.structs.replace(call, body=bytes(body))
+
+
+def with_get_options(call: Segment, options: int) -> Segment:
+    """MQGET or its reply with other MQGMO options.  Raises `ProtocolError`."""
+    at = API + message_descriptor(_fields(call), API).size
+    get_options(_fields(call), at)
+    body = bytearray(call.body)
+    struct.pack_into("<I" if call.little else ">I", body, at + 8, options)
+    return msgspec.structs.replace(call, body=bytes(body))
+
+
+def without_read_ahead(call: Segment) -> Segment:
+    """MQOPEN, SPI open or a reply to one, with the option that no message is sent before it is asked for.
+
+    Raises `ProtocolError`.
+    """
+    at = _object_at(call)
+    fields = _fields(call)
+    if call.type in (Type.SPI, Type.SPI_REPLY):
+        at = _SPI_BLOCK + 12 + 8
+    else:
+        at += object_descriptor(fields, at).size
+    options = fields.u32(at) & ~_READ_AHEAD | _NO_READ_AHEAD
+    body = bytearray(call.body)
+    struct.pack_into("<I" if call.little else ">I", body, at, options)
+    return msgspec.structs.replace(call, body=bytes(body))
+
+
+def ending(like: Segment, kind: Type) -> Segment:
+    """MQCMIT or MQBACK, on the conversation of ``like``."""
+    length = (36 if like.eyecatcher == MULTIPLEXED else 28) + API
+    body = length.to_bytes(4, "big") + bytes(12)
+    return msgspec.structs.replace(like, type=kind, flags=int(WHOLE), request=0, body=body)
 
 
 def inquiry(call: Segment) -> Inquiry:
