@@ -463,6 +463,14 @@ async def _agree(leg: _Leg, asked: Segment, agreed: Segment) -> None:
         leg.channel.from_client(asked)
 
 
+def upstream_context(manager: config.QueueManager) -> ssl.SSLContext:
+    """How Grille speaks TLS with a queue manager.  Raises OSError (ssl.SSLError)."""
+    context = ssl.create_default_context(cafile=str(manager.ca) if manager.ca is not None else None)
+    if manager.client_certificate is not None:
+        context.load_cert_chain(manager.client_certificate, manager.client_key)
+    return context
+
+
 async def _dial(manager: config.QueueManager) -> ByteStream:
     """A connection to a queue manager, encrypted unless the configuration says ``off``.  Raises OSError."""
     async with asyncio.timeout(manager.connect_timeout):
@@ -470,11 +478,11 @@ async def _dial(manager: config.QueueManager) -> ByteStream:
         try:
             keep_alive(stream)
             if manager.tls != "off":
-                context = ssl.create_default_context(cafile=str(manager.ca) if manager.ca is not None else None)
-                if manager.client_certificate is not None:
-                    context.load_cert_chain(manager.client_certificate, manager.client_key)
                 await stream.start_tls(
-                    context, server_side=False, server_hostname=manager.host, handshake_timeout=manager.connect_timeout
+                    upstream_context(manager),
+                    server_side=False,
+                    server_hostname=manager.host,
+                    handshake_timeout=manager.connect_timeout,
                 )
         except BaseException:
             stream.abort()

@@ -17,7 +17,9 @@ from grille.protocols.postgres.purity import normal_signature
 from grille.proxy import keys
 from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
+from grille.proxy.mq_check import check_queue_manager
 from grille.proxy.quota_store import connect as connect_store
+from grille.proxy.report import Report
 from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamConnection
@@ -36,31 +38,6 @@ SELECT version || ' ' || cipher FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catal
 """
 
 
-class Report:
-    """Prints one line an item, as it goes."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self.failed = 0
-
-    def ok(self, item: str, note: str = "") -> None:
-        """The item is in order."""
-        self._line("OK  ", item, note)
-
-    def fail(self, item: str, what: str, fix: str) -> None:
-        """The item is not; ``fix`` says what to do."""
-        self.failed += 1
-        self._line("FAIL", item, f"{what}. {fix}".rstrip(". ") + ".")
-
-    def warn(self, item: str, note: str) -> None:
-        """The item works, but should not stay as it is."""
-        self._line("WARN", item, note)
-
-    def _line(self, word: str, item: str, note: str) -> None:
-        self._out.write(f"{word} {item}{': ' if note else ''}{note}\n")
-        self._out.flush()
-
-
 async def check(config: Config, out: TextIO) -> int:
     """Print ``OK`` or ``FAIL`` for each item; 0 if none failed, else 1."""
     report = Report(out)
@@ -72,9 +49,10 @@ async def check(config: Config, out: TextIO) -> int:
     await _policy(config, report)
     await _quota_store(config, report)
     catalogs = [await _database(database, report) for database in config.databases]
+    for manager in config.queue_managers:
+        await check_queue_manager(config, manager, report)
     _columns(config, [catalog for catalog in catalogs if catalog is not None], len(catalogs), report)
-    out.write(f"{report.failed} failed\n" if report.failed else "all in order\n")
-    return 1 if report.failed else 0
+    return report.close()
 
 
 def _keys(config: Config, report: Report) -> None:

@@ -119,6 +119,18 @@ directions are tried, one value at a time and in batches.  Needs no configuratio
 "vectors ok=N wrong=N", exit 1 if one is wrong, 2 if the file is not in this format.
 """
 
+_MQ = """\
+Works on IBM MQ: connects to the configured queue managers as Grille does, and tries what it relies on.
+"""
+
+_MQ_CHECK = """\
+Connects to each configured queue manager, agrees on a channel, and looks who it is.  With --queue it
+also opens that queue, puts messages and gets them back in every way that a relayed client does, and
+leaves it as empty as it was: it must have no messages and no other users meanwhile.  One line an item,
+OK or FAIL.  No real queue manager has been at hand for Grille's own tests, so this is the place to see
+whether yours answers as the stand-in of the tests does.
+"""
+
 _HEAD = """\
 Writes the present head of every chain to a file.  Keep it elsewhere: whoever can change the
 evidence must not be able to change it.
@@ -248,6 +260,17 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     vectors.add_argument("file", metavar="FILE", type=Path, help="the cases")
 
+    mq = command(commands, "mq", "try queue managers", _MQ, "grille mq check --config grille.toml --queue GRILLE.TEST")
+    steps = mq.add_subparsers(dest="part", metavar="PART", required=True)
+    trial = configured(
+        command(
+            steps, "check", "does a queue manager answer as Grille expects?", _MQ_CHECK,
+            "grille mq check --config grille.toml --queue GRILLE.TEST",
+        )
+    )  # fmt: skip
+    trial.add_argument("--manager", metavar="NAME", help="only this queue manager")
+    trial.add_argument("--queue", metavar="NAME", help="an empty local queue to try puts and gets with")
+
     command(commands, "version", "print the version", "Prints the version and the build.", "grille version")
     return top
 
@@ -316,6 +339,10 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
             from grille.proxy.check import check
 
             return asyncio.run(check(config, sys.stdout))
+        case "mq":
+            from grille.proxy.mq_check import check_queue_managers
+
+            return asyncio.run(check_queue_managers(config, sys.stdout, chosen.manager, chosen.queue))
         case "policy":
             from grille.proxy import policy_commands
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -58,6 +58,8 @@ class Client:
         self._begun: dict[int, asyncio.Future[None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self.broken = False
+        self.agreed: channel.InitialData | None = None
+        """What the channel is like."""
 
     @classmethod
     async def open(
@@ -70,9 +72,10 @@ class Client:
         context: ssl.SSLContext | None = None,
         conversations: int = 10,
         message_limit: int = 4 * 1024 * 1024,
+        user: str = "",
         seconds: float = 10.0,
     ) -> Client:
-        """Agree on a channel, within so many ``seconds``.  ``message_limit`` in bytes.
+        """Agree on a channel, within so many ``seconds``.  ``message_limit`` in bytes; ``user``: whom to say one is.
 
         Raises OSError (TimeoutError, ssl.SSLError), `MqError` or `ProtocolError`.
         """
@@ -83,6 +86,8 @@ class Client:
                 if context is not None:
                     await stream.start_tls(context, server_side=False, server_hostname=host)
                 await client._agree(channel_name, conversations, message_limit)
+                if user:
+                    client.send(channel.user_data(user, requests.simple(Type.MQCMIT)), 1)
             except BaseException:
                 stream.abort()
                 raise
@@ -102,9 +107,9 @@ class Client:
             if not answer.flags & Flag.ERROR:
                 break
             asked = channel.adopted(asked, answer)
-        if not self._channel.multiplexed or not answer.little:
-            raise ProtocolError("the queue manager shares no conversations, or has the most significant byte first")
-        told = channel.initial_data(answer)
+        if not self._channel.multiplexed:
+            raise ProtocolError("the queue manager shares no conversations (SHARECNV)")
+        told = self.agreed = channel.initial_data(answer)
         self._segments.limit = told.segment_limit
         self._calls.limit = told.message_limit
 
@@ -127,8 +132,10 @@ class Client:
         self._stream.abort()
         self._break()
 
-    def send(self, call: Segment) -> None:
-        """Queue a call."""
+    def send(self, call: Segment, conversation: int | None = None) -> None:
+        """Queue a call, on this conversation if one is named."""
+        if conversation is not None:
+            call = msgspec.structs.replace(call, conversation=conversation)
         self._channel.from_client(call)
         if len(call.body) + 36 <= SEGMENT_LIMIT:
             self._stream.send(call.encode())
@@ -208,7 +215,7 @@ class Connection:
     def _send(self, call: Segment, name: str) -> None:
         if self._client.broken:
             raise MqError(name, CONNECTION_BROKEN)
-        self._client.send(msgspec.structs.replace(call, conversation=self._number))
+        self._client.send(call, self._number)
 
     async def call(self, call: Segment, name: str) -> Segment:
         """Make a call of the interface; its reply."""
@@ -270,7 +277,7 @@ class Connection:
             call = await self._next("MQGET")
             if call.type is Type.ASYNC_MESSAGE:
                 told = calls.message(call)
-                self._last[handle] = int.from_bytes(call.body[12:16], "little")
+                self._last[handle] = int.from_bytes(call.body[12:16], _order(call))
                 self._received[handle] = self._received.get(handle, 0) + MD_SIZES[told.message.version] + told.length
                 got = Got(told.message, call.body[told.data_at : told.data_at + told.length])
             elif call.type is Type.NOTIFICATION:
@@ -292,8 +299,9 @@ class Connection:
         """MQINQ: integers, and ``characters`` bytes of character attributes."""
         reply = await self.call(requests.inquire(handle, selectors, characters), "MQINQ")
         at = calls.API + 12 + 4 * len(selectors)
-        count = int.from_bytes(reply.body[calls.API + 4 : calls.API + 8], "little")
-        numbers = [int.from_bytes(reply.body[at + 4 * n : at + 4 * n + 4], "little", signed=True) for n in range(count)]
+        order = _order(reply)
+        count = int.from_bytes(reply.body[calls.API + 4 : calls.API + 8], order)
+        numbers = [int.from_bytes(reply.body[at + 4 * n : at + 4 * n + 4], order, signed=True) for n in range(count)]
         return numbers, reply.body[at + 4 * count :]
 
     async def close(self, handle: int) -> None:
@@ -311,3 +319,7 @@ class Connection:
     async def disconnect(self) -> None:
         """MQDISC, which commits."""
         await self.call(requests.simple(Type.MQDISC), "MQDISC")
+
+
+def _order(call: Segment) -> Literal["little", "big"]:
+    return "little" if call.little else "big"
