@@ -6,6 +6,7 @@ generated from this file).
 
 from __future__ import annotations
 
+import base64
 import difflib
 import functools
 import hashlib
@@ -22,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from grille.policies.signature import Algorithm
+from grille.tokenization.ff3_1 import TWEAK_BYTES
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -144,6 +146,11 @@ class Transformation(_Section, frozen=True, kw_only=True):
     """Columns that are to be joined share one."""
     key: str
     """Name of a [[keys]] entry."""
+    fpe_algorithm: Literal["ff1", "ff3-1"] = "ff1"
+    """``ff3-1`` (withdrawn by NIST in 2025) reads what Vault made with it, and makes nothing: its columns can be
+    selected, not written or searched."""
+    tweak: str = ""
+    """``ff3-1`` only, and required then: the 7 bytes, in base64, that Vault was given (``tweak_source = supplied``)."""
 
 
 class Key(_Section, frozen=True, kw_only=True):
@@ -637,6 +644,7 @@ def _tokens(config: Config) -> Iterator[Problem]:
             yield Problem(f"keys[{number}].environment", _shown(key.environment), "is not set", fix)
     for number, transformation in enumerate(config.transformations):
         yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
+        yield from _old_algorithm(f"transformations[{number}]", transformation)
         try:
             re.compile(transformation.template)
         except re.error as error:
@@ -650,6 +658,28 @@ def _tokens(config: Config) -> Iterator[Problem]:
             yield Problem(f"columns[{number}].name", _shown(column.name), "does not name one column", fix)
         if column.transformation is not None:
             yield from _reference(f"columns[{number}].transformation", column.transformation, "transformations", names)
+
+
+def _old_algorithm(prefix: str, transformation: Transformation) -> Iterator[Problem]:
+    if transformation.fpe_algorithm == "ff1":
+        if transformation.tweak:
+            fix = 'Remove it, or say fpe_algorithm = "ff3-1"; the tweak of ff1 comes from token_domain and key version.'
+            yield Problem(f"{prefix}.tweak", _shown(transformation.tweak), "is for ff3-1 only", fix)
+        return
+    if transformation.kind != "fpe":
+        fix = 'Remove it, or say kind = "fpe".'
+        yield Problem(f"{prefix}.fpe_algorithm", '"ff3-1"', "is an algorithm of fpe", fix)
+    if len(supplied_tweak(transformation)) != TWEAK_BYTES:
+        fix = f"Give the {TWEAK_BYTES} bytes in base64, as Vault was given them."
+        yield Problem(f"{prefix}.tweak", _shown(transformation.tweak), f"is not {TWEAK_BYTES} bytes in base64", fix)
+
+
+def supplied_tweak(transformation: Transformation) -> bytes:
+    """The bytes of ``tweak``; none if it is not base64."""
+    try:
+        return base64.b64decode(transformation.tweak, validate=True)
+    except ValueError:
+        return b""
 
 
 def _reference(key: str, value: str, section: str, known: list[str]) -> Iterator[Problem]:

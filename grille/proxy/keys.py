@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from grille.policies.signature import SignatureError, Verification, public_key
-from grille.proxy.config import Config, ConfigError, Policy, Problem
+from grille.proxy.config import Config, ConfigError, Policy, Problem, supplied_tweak
 from grille.proxy.config import Key as KeyEntry
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
@@ -31,6 +31,8 @@ def token_provider(config: Config) -> EmbeddedProvider:
             key=transformation.key,
             alphabet=transformation.alphabet,
             template=transformation.template,
+            fpe_algorithm=transformation.fpe_algorithm,
+            supplied_tweak=supplied_tweak(transformation),
         )
         for transformation in config.transformations
     ]

@@ -16,6 +16,10 @@ class TokenizationError(Exception):
     """The provider could not answer: sealed, slow, down, wrong key.  The caller denies."""
 
 
+class ReadOnly(TokenizationError):
+    """The transformation only reads tokens that were made elsewhere.  The caller denies; trying again is no use."""
+
+
 class Unfit(msgspec.Struct, frozen=True):
     """A value that does not fit its template.  ``reason`` never repeats the value."""
 
@@ -37,7 +41,10 @@ class TokenProvider(Protocol):
     """What enforcement needs of a provider.  Replies are in the order of the requests."""
 
     async def encode(self, batch: Sequence[TokenRequest]) -> Sequence[str | Unfit]:
-        """Values to tokens.  Raises `TokenizationError` if the provider does not answer."""
+        """Values to tokens.
+
+        Raises `TokenizationError` if the provider does not answer, `ReadOnly` if a transformation makes no tokens.
+        """
 
     async def decode(self, batch: Sequence[TokenRequest]) -> Sequence[str | Unfit]:
         """Tokens to values.  Raises `TokenizationError` if the provider does not answer."""

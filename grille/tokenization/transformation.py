@@ -1,7 +1,8 @@
 """Transformations, templates, alphabets and token domains, in the words of Vault Transform.
 
 A *transformation* says how one kind of value becomes a token: ``fpe`` (FF1, the token looks like the value) or ``siv``
-(AES-SIV, for free text).  A *template* finds the characters to encode inside a value, an *alphabet* says what they may
+(AES-SIV, for free text).  A transformation may name FF3-1, the mode before FF1, to read what Vault made with it; such a
+one makes no tokens.  A *template* finds the characters to encode inside a value, an *alphabet* says what they may
 be.  A *token domain* is a set of columns in which equal values have equal tokens.
 
 A template is a small subset of regular expressions, so that three things are certain when the configuration is read:
@@ -26,6 +27,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from grille.tokenization import ff3_1
 from grille.tokenization.ff1 import FF1, RECOMMENDED_DOMAIN, Halves
 from grille.tokenization.provider import Unfit
 
@@ -92,6 +94,10 @@ class Transformation(msgspec.Struct, frozen=True):
     """``fpe``: a name out of `ALPHABETS`.  ``siv`` encodes text as it is."""
     template: str = ""
     """``fpe`` only."""
+    fpe_algorithm: Literal["ff1", "ff3-1"] = "ff1"
+    """``ff3-1`` decodes and never encodes."""
+    supplied_tweak: bytes = b""
+    """``ff3-1`` only: the 7 bytes under which the tokens were made.  FF1 has `tweak`."""
 
 
 def tweak(token_domain: str, key_version: int) -> bytes:
@@ -115,7 +121,7 @@ class Template:
         characters = ALPHABETS[alphabet]
         compiled: list[str] = []
         groups: list[bool] = []
-        shortest = 0
+        shortest = longest = 0
         open_ended = False
         position = 0
         while position < len(pattern):
@@ -145,6 +151,7 @@ class Template:
                 if name != alphabet:
                     raise TemplateError(f"a group of {name} does not hold exactly the alphabet {alphabet!r}")
                 shortest += least
+                longest += most
                 open_ended = least != most
             elif least != most:
                 raise TemplateError("a run outside of groups must have one length")
@@ -159,6 +166,8 @@ class Template:
             )
         self.shortest = shortest
         """Fewest characters that are encrypted."""
+        self.longest = longest
+        """Most characters that are encrypted."""
         self._match = re.compile("".join(compiled), re.ASCII).fullmatch
         self._encoded = tuple(groups)
         self._whole = groups == [True]
@@ -242,3 +251,45 @@ class FPE:
             number, numeral = divmod(number, len(self._characters))
             characters.append(self._characters[numeral])
         return "".join(reversed(characters))
+
+
+PLAIN_ORDER: Final = ("digits", "lower", "upper")
+"""Alphabets whose order is beyond doubt.  A character's numeral is its position, so a service that puts capitals after
+small letters makes other tokens, and decoding them would give a plausible wrong value."""
+
+
+class OldFPE:
+    """One FF3-1 transformation, which reads what another system wrote: key, supplied tweak and template.
+
+    It has no ``encode``.  Raises ValueError or `TemplateError`.
+    """
+
+    def __init__(self, key: Key, supplied_tweak: bytes, template: Template) -> None:
+        if len(key.material) != 32:
+            raise ValueError(f"the key {key.name!r} has {len(key.material)} bytes; an fpe key has 32 (AES-256)")
+        if template.alphabet not in PLAIN_ORDER:
+            raise TemplateError(
+                f"ff3-1 reads the alphabets {', '.join(PLAIN_ORDER)}; in which order another system has the "
+                f"characters of {template.alphabet!r} is not known"
+            )
+        self._characters = ALPHABETS[template.alphabet]
+        self._numerals = {character: numeral for numeral, character in enumerate(self._characters)}
+        self._ff3_1 = ff3_1.FF3_1(key.material, len(self._characters), supplied_tweak)
+        if template.longest > self._ff3_1.longest:
+            raise TemplateError(
+                f"the groups hold up to {template.longest} characters; ff3-1 has at most {self._ff3_1.longest} "
+                f"of {len(self._characters)}"
+            )
+        self._template = template
+
+    def decode(self, tokens: Sequence[str]) -> list[str | Unfit]:
+        """Tokens to values, in order.  FF3-1 has no check value: any string that fits the template decodes."""
+        return [self._one(token) for token in tokens]
+
+    def _one(self, token: str) -> str | Unfit:
+        split = self._template.split(token)
+        if split is None:
+            return Unfit("the stored value does not fit the template")
+        parts, text = split
+        numerals = self._ff3_1.decrypt([self._numerals[character] for character in text])
+        return self._template.join(parts, "".join([self._characters[numeral] for numeral in numerals]))
