@@ -109,14 +109,21 @@ def _batches(transformation: Transformation, key: Key) -> tuple[_Batch, _Batch]:
 
 def _grouped(batch: Sequence[TokenRequest], by_name: dict[str, _Batch]) -> Sequence[str | Unfit]:
     """One call for each transformation of the batch; replies in the order of the requests."""
+    if len(names := {request.transformation for request in batch}) == 1:
+        return _function(names.pop(), by_name)([request.value for request in batch])
     positions: dict[str, list[int]] = {}
     for position, request in enumerate(batch):
         positions.setdefault(request.transformation, []).append(position)
     replies: list[str | Unfit] = [Unfit("no reply")] * len(batch)
     for name, places in positions.items():
-        function = by_name.get(name)
-        if function is None:
-            raise TokenizationError(f"the transformation {name!r} is not configured")
+        function = _function(name, by_name)
         for place, reply in zip(places, function([batch[place].value for place in places]), strict=True):
             replies[place] = reply
     return replies
+
+
+def _function(name: str, by_name: dict[str, _Batch]) -> _Batch:
+    function = by_name.get(name)
+    if function is None:
+        raise TokenizationError(f"the transformation {name!r} is not configured")
+    return function

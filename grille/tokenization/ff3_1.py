@@ -2,8 +2,8 @@
 
 The second draft (2025) removes FF3-1 because of its weaknesses; Vault Transform made its tokens with it until FF1 took
 its place.  So nothing here encrypts.  FF3-1 is a Feistel network of eight rounds over two halves; every string of bytes
-and of numerals is read backwards, so that a half is a number with its least significant numeral first, and the cipher is
-AES under the reversed key over little-endian blocks.
+and of numerals is read backwards, so that a half is a number with its least significant numeral first, and the cipher
+is AES under the reversed key over little-endian blocks.
 """
 
 from __future__ import annotations
