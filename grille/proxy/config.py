@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ import msgspec
 from msgspec import Meta
 
 from grille.policies.signature import Algorithm
+from grille.proxy import secret_file
+from grille.proxy.secret_file import Exposed
 from grille.tokenization.ff3_1 import TWEAK_BYTES
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -706,16 +707,17 @@ def _file(key: str, path: Path) -> Iterator[Problem]:
 
 
 def _secret(key: str, path: Path) -> Iterator[Problem]:
-    """A file that nobody else may read; its group may if root owns it (mounted secrets)."""
+    """A file that nobody else may read or exchange; its group may read it if root owns it (mounted secrets)."""
     found = list(_file(key, path))
     yield from found
     if found:
         return
-    status = path.stat()
-    allowed = 0o740 if status.st_uid == 0 else 0o700
-    if stat.S_IMODE(status.st_mode) & ~allowed & 0o077:
-        what = f"can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        yield Problem(key, f'"{path}"', what, f"Run: chmod 600 {path}")
+    try:
+        secret_file.check(path)
+    except Exposed as exposed:
+        yield Problem(key, f'"{path}"', exposed.what, exposed.fix)
+    except OSError as error:
+        yield Problem(key, f'"{path}"', f"cannot be read ({error.strerror})", "Change its owner or its mode.")
 
 
 def _list(names: list[str]) -> str:

@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from grille.policies.signature import SignatureError, Verification, public_key
+from grille.proxy import secret_file
 from grille.proxy.config import Config, ConfigError, Policy, Problem, supplied_tweak
 from grille.proxy.config import Key as KeyEntry
+from grille.proxy.secret_file import Exposed
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
 
@@ -47,7 +49,9 @@ def signing_key(config: Config) -> Ed25519PrivateKey:
     path = config.audit.signing_key
     fix = f"Make one: openssl genpkey -algorithm ed25519 -out {path}"
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(secret_file.read(path), None)
+    except Exposed as exposed:
+        raise _problem("audit.signing_key", str(path), exposed.what, exposed.fix) from None
     except OSError as error:
         raise _problem("audit.signing_key", str(path), f"cannot be read ({error.strerror})", fix) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -124,7 +128,9 @@ def _token_key(number: int, key: KeyEntry) -> bytes:
 
 def _hexadecimal(name: str, path: Path) -> bytes:
     try:
-        return bytes.fromhex(path.read_text(encoding="ascii"))
+        return bytes.fromhex(secret_file.read(path).decode("ascii"))
+    except Exposed as exposed:
+        raise _problem(name, str(path), exposed.what, exposed.fix) from None
     except OSError as error:
         raise _problem(name, str(path), f"cannot be read ({error.strerror})", _HEXADECIMAL) from None
     except ValueError:

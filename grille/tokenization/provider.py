@@ -7,7 +7,7 @@ The interface is asynchronous and takes batches: one call for all values of a fl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -35,6 +35,10 @@ class TokenRequest(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"TokenRequest({self.transformation!r}, <{len(self.value)} characters>)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich prints, in tracebacks with local variables too: msgspec's own would show the value."""
+        return [("transformation", self.transformation), ("characters", len(self.value))]
 
 
 class TokenProvider(Protocol):

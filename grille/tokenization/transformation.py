@@ -23,7 +23,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -81,6 +81,10 @@ class Key(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Key(name={self.name!r}, version={self.version}, material=<{len(self.material)} bytes>)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich prints, in tracebacks with local variables too: msgspec's own would show the bytes."""
+        return [("name", self.name), ("version", self.version), ("bytes", len(self.material))]
 
 
 class Transformation(msgspec.Struct, frozen=True):

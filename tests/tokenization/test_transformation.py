@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
 from grille.tokenization.columns import WORTH_IT, Columns, Layout
 from grille.tokenization.ff1 import FF1
-from grille.tokenization.provider import Unfit
+from grille.tokenization.provider import TokenRequest, Unfit
+from grille.tokenization.siv import SIV
 from grille.tokenization.transformation import ALPHABETS, FPE, Key, Template, TemplateError, tweak
 
 SSN = r"(\d{3})-(\d{2})-(\d{4})"
@@ -210,6 +212,16 @@ def test_fpe_takes_aes_256_only(size):
 
 def test_key_hides_its_bytes():
     assert repr(Key("k", 1, b"secret")) == "Key(name='k', version=1, material=<6 bytes>)"
+
+
+def test_rich_shows_no_bytes_and_no_value():
+    shown = [
+        pretty_repr([Key("k", 1, b"secret"), TokenRequest("ssn", "secret")]),
+        repr(FPE(Key("k", 1, b"secret.." * 4), "d", Template(SSN, "digits"))),
+        repr(SIV(b"secret.." * 8, "d", 1)),
+    ]
+    assert "secret" not in "".join(shown)
+    assert "Key(name='k', version=1, bytes=6)" in shown[0]
 
 
 def test_alphabets_have_no_character_twice():
