@@ -304,9 +304,11 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
 
     match chosen.command:
         case "serve":
+            from grille.proxy.keys import log_in
             from grille.proxy.node import serve
             from grille.proxy.telemetry import start_logging
 
+            log_in(config)
             start_logging(config.process.log_level)
             try:
                 return serve(config)

@@ -162,9 +162,25 @@ class Key(_Section, frozen=True, kw_only=True):
     version: Annotated[int, Meta(ge=1)] = 1
     """Part of the tweak: tokens of one version are not tokens of another."""
     file: Path | None = None
-    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others.  Or ``environment``."""
+    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others.  Or ``environment``, or
+    ``pkcs11``."""
     environment: str = ""
     """Name of the environment variable that holds the same digits, where a supervisor hands keys over like that."""
+    pkcs11: str = ""
+    """Label of a secret key on the token of [pkcs11], which is read when Grille starts.  With ``file`` too: an AES key
+    that stays on the token and unwraps what the file holds (AES key wrap, RFC 3394)."""
+
+
+class Pkcs11(_Section, frozen=True, kw_only=True):
+    """The PKCS#11 token (an HSM) that holds keys; needs the extra ``pkcs11``."""
+
+    module: Path | None = None
+    """The token's library, like ``/usr/lib/softhsm/libsofthsm2.so``; it becomes part of Grille's processes, so it must
+    not be writable by others."""
+    token: str = ""
+    """The label that the token was initialized with."""
+    pin_file: Path | None = None
+    """File whose first line is the user's PIN; must not be readable by others."""
 
 
 class Column(_Section, frozen=True, kw_only=True):
@@ -298,6 +314,7 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     keys: tuple[Key, ...] = ()
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
+    pkcs11: Pkcs11 = Pkcs11()
     admin: Admin = Admin()
     quotas: Quotas = Quotas()
     process: Process = Process()
@@ -634,15 +651,22 @@ def _tokens(config: Config) -> Iterator[Problem]:
     yield from _duplicates("transformations", "name", names)
     yield from _duplicates("columns", "name", [column.name for column in config.columns])
     for number, key in enumerate(config.keys):
-        if (key.file is None) != bool(key.environment):
+        if key.pkcs11 and key.environment:
+            fix = "Decide for one of them."
+            yield Problem(
+                f"keys[{number}].environment", "", "is given twice: as an environment variable and by pkcs11", fix
+            )
+        elif not key.pkcs11 and (key.file is None) != bool(key.environment):
             fix = "Name the file of the key, or the environment variable that holds it."
             what = "is missing" if key.file is None else "is given twice: as a file and as an environment variable"
             yield Problem(f"keys[{number}].file", "", what, fix)
         elif key.file is not None:
             yield from _secret(f"keys[{number}].file", key.file)
-        elif key.environment not in os.environ:
+        elif key.environment and key.environment not in os.environ:
             fix = "Set it for Grille's process, or name a file instead."
             yield Problem(f"keys[{number}].environment", _shown(key.environment), "is not set", fix)
+    if any(key.pkcs11 for key in config.keys):
+        yield from _token(config.pkcs11)
     for number, transformation in enumerate(config.transformations):
         yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
         yield from _old_algorithm(f"transformations[{number}]", transformation)
@@ -659,6 +683,16 @@ def _tokens(config: Config) -> Iterator[Problem]:
             yield Problem(f"columns[{number}].name", _shown(column.name), "does not name one column", fix)
         if column.transformation is not None:
             yield from _reference(f"columns[{number}].transformation", column.transformation, "transformations", names)
+
+
+def _token(token: Pkcs11) -> Iterator[Problem]:
+    for name in ("module", "token", "pin_file"):
+        if not getattr(token, name):
+            yield Problem(f"pkcs11.{name}", "", "is missing, and a key names pkcs11", "Give it in [pkcs11].")
+    if token.module is not None:
+        yield from _secret("pkcs11.module", token.module, public=True)
+    if token.pin_file is not None:
+        yield from _secret("pkcs11.pin_file", token.pin_file)
 
 
 def _old_algorithm(prefix: str, transformation: Transformation) -> Iterator[Problem]:
@@ -706,14 +740,14 @@ def _file(key: str, path: Path) -> Iterator[Problem]:
         yield Problem(key, f'"{path}"', "cannot be read by this user", "Change its owner or its mode.")
 
 
-def _secret(key: str, path: Path) -> Iterator[Problem]:
+def _secret(key: str, path: Path, *, public: bool = False) -> Iterator[Problem]:
     """A file that nobody else may read or exchange; its group may read it if root owns it (mounted secrets)."""
     found = list(_file(key, path))
     yield from found
     if found:
         return
     try:
-        secret_file.check(path)
+        secret_file.check(path, public=public)
     except Exposed as exposed:
         yield Problem(key, f'"{path}"', exposed.what, exposed.fix)
     except OSError as error:

@@ -27,10 +27,10 @@ class Exposed(Exception):
         self.fix = fix
 
 
-def check(path: Path) -> None:
-    """Raises `Exposed`, or OSError if there is no such file."""
+def check(path: Path, *, public: bool = False) -> None:
+    """Raises `Exposed`, or OSError if there is no such file.  What is public may be read by others, and not changed."""
     _check_links(path)
-    _check_status(path, path.stat())
+    _check_status(path, path.stat(), public=public)
 
 
 def read(path: Path) -> bytes:
@@ -53,12 +53,17 @@ def read(path: Path) -> bytes:
     return found
 
 
-def _check_status(path: Path, status: os.stat_result) -> None:
+def _check_status(path: Path, status: os.stat_result, *, public: bool = False) -> None:
     """Only this user may read or change it; its group may read it if root owns it (mounted secrets)."""
     if not _ours(status):
         raise Exposed(
-            f"belongs to another user (uid {status.st_uid})", f"Run: chown {os.geteuid()} {path} && chmod 600 {path}"
+            f"belongs to another user (uid {status.st_uid})",
+            f"Run: chown {os.geteuid()} {path}" + ("" if public else f" && chmod 600 {path}"),
         )
+    if public:
+        if status.st_mode & 0o022:
+            raise Exposed("can be changed by others", f"Run: chmod go-w {path}")
+        return
     allowed = 0o740 if status.st_uid == 0 else 0o700
     mode = stat.S_IMODE(status.st_mode)
     if mode & ~allowed & 0o077:
