@@ -14,7 +14,7 @@ from grille.tokenization.ff1 import FF1
 
 FAILED = 1
 USAGE = 2
-_SMALL, _LARGE = 2, 40
+_SMALL, _LARGE = 8, 40
 """Batches that take the ways of `FF1` other than that for one value; the large one where a half is below 2**32."""
 _TOLD_EVERY = 1.0
 """Seconds between two lines of progress."""

@@ -109,6 +109,8 @@ def _batches(transformation: Transformation, key: Key) -> tuple[_Batch, _Batch]:
 
 def _grouped(batch: Sequence[TokenRequest], by_name: dict[str, _Batch]) -> Sequence[str | Unfit]:
     """One call for each transformation of the batch; replies in the order of the requests."""
+    if len(batch) == 1:
+        return _function(batch[0].transformation, by_name)([batch[0].value])
     if len(names := {request.transformation for request in batch}) == 1:
         return _function(names.pop(), by_name)([request.value for request in batch])
     positions: dict[str, list[int]] = {}

@@ -40,6 +40,8 @@ Numbers = npt.NDArray[np.uint64]
 
 _ROUNDS: Final = 10
 _LOW: Final = (1 << 64) - 1
+_PLAIN_FROM: Final = 8
+"""Batch size at which one AES call a round overtakes one value after the other."""
 _NUMPY_FROM: Final = 24
 """Batch size at which NumPy overtakes plain Python."""
 _SHAPES_KEPT: Final = 1024
@@ -113,7 +115,7 @@ class FF1:
 
     def _transform(self, length: int, batch: Sequence[Halves], tweak: bytes, rounds: range) -> list[Halves]:
         shape = self._shape(length, tweak)
-        if len(batch) < 2 or not shape.one_block:
+        if len(batch) < _PLAIN_FROM or not shape.one_block:
             return [self._one(shape, halves, rounds) for halves in batch]
         if len(batch) < _NUMPY_FROM or not shape.fits_uint64:
             return self._plain(shape, batch, rounds)
@@ -165,15 +167,18 @@ class FF1:
     def _one(self, shape: _Shape, halves: Halves, rounds: range) -> Halves:
         """Algorithms 7 and 8 for one value."""
         aes = self._aes
-        state, width, digest, tail = shape.state, shape.width, shape.digest, shape.tail
         forward = rounds.step > 0
         a, b = halves if forward else halves[::-1]
         if shape.one_block:
-            shift = 8 * (16 - digest)
-            for i in rounds:
-                y = int.from_bytes(aes((state ^ shape.starts[i] ^ b).to_bytes(16, "big")), "big") >> shift
-                a, b = b, (a + y if forward else a - y) % shape.moduli[i & 1]
-            return (a, b) if forward else (b, a)
+            shift, number = 8 * (16 - shape.digest), int.from_bytes
+            if forward:
+                for start, modulus in shape.steps:
+                    a, b = b, (a + (number(aes((start ^ b).to_bytes(16, "big")), "big") >> shift)) % modulus
+                return a, b
+            for start, modulus in reversed(shape.steps):
+                a, b = b, (a - (number(aes((start ^ b).to_bytes(16, "big")), "big") >> shift)) % modulus
+            return b, a
+        state, width, digest, tail = shape.state, shape.width, shape.digest, shape.tail
         for i in rounds:
             mac = state
             for block in _blocks(tail + bytes((i,)) + b.to_bytes(width, "big")):
@@ -196,8 +201,7 @@ class FF1:
         count = len(batch)
         ys: Sequence[int]
         for i in rounds:
-            start = shape.state ^ shape.starts[i]
-            modulus = shape.moduli[i & 1]
+            start, modulus = shape.steps[i]
             if digest == 8:
                 low = start & _LOW
                 words = [start >> 64] * (2 * count)
@@ -223,14 +227,14 @@ class FF1:
         a, b = (left, right) if forward else (right, left)
         count = len(left)
         blocks = np.empty((count, 2), dtype=">u8")
-        blocks[:, 0] = (shape.state ^ shape.starts[0]) >> 64  # a half and the round's number are in the low word
+        blocks[:, 0] = shape.steps[0][0] >> 64  # a half and the round's number are in the low word
         source = blocks.view(np.uint8).reshape(-1).data
         macs = bytearray(16 * count + 15)  # update_into wants room for one more block
         words = np.frombuffer(macs, dtype=">u8", count=2 * count)[::2]
         reduced = np.empty(count, dtype=np.uint64)
         for i in rounds:
-            modulus = np.uint64(shape.moduli[i & 1])
-            np.bitwise_xor(b, np.uint64((shape.state ^ shape.starts[i]) & _LOW), out=reduced)
+            start, modulus = shape.steps[i][0] & _LOW, np.uint64(shape.steps[i][1])
+            np.bitwise_xor(b, np.uint64(start), out=reduced)
             blocks[:, 1] = reduced
             self._aes_into(source, macs)
             y = words.astype(np.uint64)
@@ -273,7 +277,7 @@ class FF1:
 class _Shape:
     """What is the same for all values of one length under one tweak."""
 
-    __slots__ = ("digest", "fits_uint64", "moduli", "one_block", "starts", "state", "tail", "width")
+    __slots__ = ("digest", "fits_uint64", "moduli", "one_block", "state", "steps", "tail", "width")
 
     def __init__(self, *, moduli: tuple[int, int], width: int, digest: int, state: int, tail: bytes) -> None:
         self.moduli = moduli
@@ -288,9 +292,11 @@ class _Shape:
         self.one_block = len(tail) + 1 + width == 16 and digest <= 16
         self.fits_uint64 = digest == 8
         """A half has at most 4 bytes, so that the round's number has 8."""
-        self.starts = tuple(
-            int.from_bytes(tail + bytes((i,)) + bytes(width), "big") if self.one_block else 0 for i in range(_ROUNDS)
+        self.steps: tuple[tuple[int, int], ...] = tuple(
+            (state ^ int.from_bytes(tail + bytes((i,)) + bytes(width), "big") if self.one_block else 0, moduli[i & 1])
+            for i in range(_ROUNDS)
         )
+        """Of each round: its block without the half, and the modulus; with `one_block` only."""
 
 
 def _blocks(data: bytes) -> list[int]:
