@@ -120,6 +120,17 @@ def test_most_templates_are_taken_as_columns(pattern, alphabet, monkeypatch):
         assert transformation.decode(tokens) == [sample] * 1000
 
 
+@pytest.mark.parametrize("odd", ["\u00e9", "\ud800", "\u2048", "\0", "\x7f", "\U0001f600"])
+def test_a_character_that_ascii_does_not_have_is_no_question_mark(odd):
+    transformation = fpe(r"(\d{9})\?")
+    values = ["123456789?", "123456789" + odd] * WORTH_IT
+    for whole in (transformation.encode, transformation.decode):
+        replies = whole(values)
+        assert replies[:2] == [*whole(["123456789?"]), *whole(["123456789" + odd])]
+        assert replies == replies[:2] * WORTH_IT
+        assert isinstance(replies[1], Unfit)
+
+
 def test_lengths_that_no_value_has_are_not_remembered():
     transformation = fpe(SSN)
     for length in range(100, 200):
