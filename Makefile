@@ -72,8 +72,8 @@ lint: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 lock:  ## write the lock files anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra demo pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra demo --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra demo --extra pkcs11 pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra demo --extra pkcs11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean:  ## remove the virtual environment and what was built
 	find grille -name '*.so' -delete; find grille -name '*.c' -delete

@@ -48,6 +48,7 @@ CONTROLS: Final[dict[str, str]] = {
     "MQ-03": "replies to a message go only where its sender may read",
     "TK-01": "a token provider that does not answer denies",
     "TK-02": "a value that does not fit its template is refused on write",
+    "TK-03": "a transformation that only reads makes no tokens",
     "AU-01": "a statement whose event cannot be kept is not answered",
     "AU-02": "evidence shows any change made to it",
     "UP-01": "an upstream that fails in doubt is closed, and its outcome recorded as unknown",

@@ -116,7 +116,7 @@ _VECTORS = """\
 Checks FF1 (NIST SP 800-38G r1) against published cases, one JSON object a line: radix, id, key and
 tweak in hexadecimal, msg and ct as lists of numerals, result valid, invalid or acceptable.  Both
 directions are tried, one value at a time and in batches.  Needs no configuration.  The last line is
-"vectors ok=N wrong=N", exit 1 if one is wrong, 2 if the file is not in this format.
+"vectors ok=N wrong=N", exit 1 if one is wrong, 2 if the file has no case or is not in this format.
 """
 
 _MQ = """\
@@ -327,9 +327,11 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
 
     match chosen.command:
         case "serve":
+            from grille.proxy.keys import log_in
             from grille.proxy.node import serve
             from grille.proxy.telemetry import start_logging
 
+            log_in(config)
             start_logging(config.process.log_level)
             try:
                 return serve(config)

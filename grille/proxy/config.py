@@ -6,12 +6,12 @@ generated from this file).
 
 from __future__ import annotations
 
+import base64
 import difflib
 import functools
 import hashlib
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +22,9 @@ import msgspec
 from msgspec import Meta
 
 from grille.policies.signature import Algorithm
+from grille.proxy import secret_file
+from grille.proxy.secret_file import Exposed
+from grille.tokenization.ff3_1 import TWEAK_BYTES
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -189,6 +192,11 @@ class Transformation(_Section, frozen=True, kw_only=True):
     """Columns that are to be joined share one."""
     key: str
     """Name of a [[keys]] entry."""
+    fpe_algorithm: Literal["ff1", "ff3-1"] = "ff1"
+    """``ff3-1`` (withdrawn by NIST in 2025) reads what Vault made with it, and makes nothing: its columns can be
+    selected, not written or searched."""
+    tweak: str = ""
+    """``ff3-1`` only, and required then: the 7 bytes, in base64, that Vault was given (``tweak_source = supplied``)."""
 
 
 class Key(_Section, frozen=True, kw_only=True):
@@ -199,9 +207,25 @@ class Key(_Section, frozen=True, kw_only=True):
     version: Annotated[int, Meta(ge=1)] = 1
     """Part of the tweak: tokens of one version are not tokens of another."""
     file: Path | None = None
-    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others.  Or ``environment``."""
+    """32 bytes (fpe) or 64 bytes (siv), hexadecimal; must not be readable by others.  Or ``environment``, or
+    ``pkcs11``."""
     environment: str = ""
     """Name of the environment variable that holds the same digits, where a supervisor hands keys over like that."""
+    pkcs11: str = ""
+    """Label of a secret key on the token of [pkcs11], which is read when Grille starts.  With ``file`` too: an AES key
+    that stays on the token and unwraps what the file holds (AES key wrap, RFC 3394)."""
+
+
+class Pkcs11(_Section, frozen=True, kw_only=True):
+    """The PKCS#11 token (an HSM) that holds keys; needs the extra ``pkcs11``."""
+
+    module: Path | None = None
+    """The token's library, like ``/usr/lib/softhsm/libsofthsm2.so``; it becomes part of Grille's processes, so it must
+    not be writable by others."""
+    token: str = ""
+    """The label that the token was initialized with."""
+    pin_file: Path | None = None
+    """File whose first line is the user's PIN; must not be readable by others."""
 
 
 class Column(_Section, frozen=True, kw_only=True):
@@ -337,6 +361,7 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     keys: tuple[Key, ...] = ()
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
+    pkcs11: Pkcs11 = Pkcs11()
     admin: Admin = Admin()
     quotas: Quotas = Quotas()
     process: Process = Process()
@@ -716,17 +741,25 @@ def _tokens(config: Config) -> Iterator[Problem]:
     yield from _duplicates("transformations", "name", names)
     yield from _duplicates("columns", "name", [column.name for column in config.columns])
     for number, key in enumerate(config.keys):
-        if (key.file is None) != bool(key.environment):
+        if key.pkcs11 and key.environment:
+            fix = "Decide for one of them."
+            yield Problem(
+                f"keys[{number}].environment", "", "is given twice: as an environment variable and by pkcs11", fix
+            )
+        elif not key.pkcs11 and (key.file is None) != bool(key.environment):
             fix = "Name the file of the key, or the environment variable that holds it."
             what = "is missing" if key.file is None else "is given twice: as a file and as an environment variable"
             yield Problem(f"keys[{number}].file", "", what, fix)
         elif key.file is not None:
             yield from _secret(f"keys[{number}].file", key.file)
-        elif key.environment not in os.environ:
+        elif key.environment and key.environment not in os.environ:
             fix = "Set it for Grille's process, or name a file instead."
             yield Problem(f"keys[{number}].environment", _shown(key.environment), "is not set", fix)
+    if any(key.pkcs11 for key in config.keys):
+        yield from _token(config.pkcs11)
     for number, transformation in enumerate(config.transformations):
         yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
+        yield from _old_algorithm(f"transformations[{number}]", transformation)
         try:
             re.compile(transformation.template)
         except re.error as error:
@@ -740,6 +773,38 @@ def _tokens(config: Config) -> Iterator[Problem]:
             yield Problem(f"columns[{number}].name", _shown(column.name), "does not name one column", fix)
         if column.transformation is not None:
             yield from _reference(f"columns[{number}].transformation", column.transformation, "transformations", names)
+
+
+def _token(token: Pkcs11) -> Iterator[Problem]:
+    for name in ("module", "token", "pin_file"):
+        if not getattr(token, name):
+            yield Problem(f"pkcs11.{name}", "", "is missing, and a key names pkcs11", "Give it in [pkcs11].")
+    if token.module is not None:
+        yield from _secret("pkcs11.module", token.module, public=True)
+    if token.pin_file is not None:
+        yield from _secret("pkcs11.pin_file", token.pin_file)
+
+
+def _old_algorithm(prefix: str, transformation: Transformation) -> Iterator[Problem]:
+    if transformation.fpe_algorithm == "ff1":
+        if transformation.tweak:
+            fix = 'Remove it, or say fpe_algorithm = "ff3-1"; the tweak of ff1 comes from token_domain and key version.'
+            yield Problem(f"{prefix}.tweak", _shown(transformation.tweak), "is for ff3-1 only", fix)
+        return
+    if transformation.kind != "fpe":
+        fix = 'Remove it, or say kind = "fpe".'
+        yield Problem(f"{prefix}.fpe_algorithm", '"ff3-1"', "is an algorithm of fpe", fix)
+    if len(supplied_tweak(transformation)) != TWEAK_BYTES:
+        fix = f"Give the {TWEAK_BYTES} bytes in base64, as Vault was given them."
+        yield Problem(f"{prefix}.tweak", _shown(transformation.tweak), f"is not {TWEAK_BYTES} bytes in base64", fix)
+
+
+def supplied_tweak(transformation: Transformation) -> bytes:
+    """The bytes of ``tweak``; none if it is not base64."""
+    try:
+        return base64.b64decode(transformation.tweak, validate=True)
+    except ValueError:
+        return b""
 
 
 def _reference(key: str, value: str, section: str, known: list[str]) -> Iterator[Problem]:
@@ -765,17 +830,18 @@ def _file(key: str, path: Path) -> Iterator[Problem]:
         yield Problem(key, f'"{path}"', "cannot be read by this user", "Change its owner or its mode.")
 
 
-def _secret(key: str, path: Path) -> Iterator[Problem]:
-    """A file that nobody else may read; its group may if root owns it (mounted secrets)."""
+def _secret(key: str, path: Path, *, public: bool = False) -> Iterator[Problem]:
+    """A file that nobody else may read or exchange; its group may read it if root owns it (mounted secrets)."""
     found = list(_file(key, path))
     yield from found
     if found:
         return
-    status = path.stat()
-    allowed = 0o740 if status.st_uid == 0 else 0o700
-    if stat.S_IMODE(status.st_mode) & ~allowed & 0o077:
-        what = f"can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        yield Problem(key, f'"{path}"', what, f"Run: chmod 600 {path}")
+    try:
+        secret_file.check(path, public=public)
+    except Exposed as exposed:
+        yield Problem(key, f'"{path}"', exposed.what, exposed.fix)
+    except OSError as error:
+        yield Problem(key, f'"{path}"', f"cannot be read ({error.strerror})", "Change its owner or its mode.")
 
 
 def _list(names: list[str]) -> str:

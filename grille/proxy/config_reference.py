@@ -26,8 +26,9 @@ Written from `grille/proxy/config.py` by `python -m grille.proxy.config_referenc
 
 One [TOML](https://toml.io) file. Relative paths are relative to the file. An unknown key is an error, and every error
 names the key, the value and the fix. `grille check --config FILE` checks the file and everything it points at. Files
-that hold secrets (private keys, passwords, tokenization keys) must not be readable by others: mode 0600, or 0640 if
-root owns them. Times are in seconds.
+that hold secrets (private keys, passwords, tokenization keys) must belong to Grille's user or to root and must not be
+readable by others: mode 0600, or 0640 if root owns them. A symbolic link may lead to one if nobody else can change the
+link or a directory on the way. Times are in seconds.
 """
 
 

@@ -84,7 +84,7 @@ from grille.proxy.catalog_own import VIEWS, BuiltIn, View
 from grille.proxy.identity import Agent
 from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
-from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
+from grille.tokenization.provider import ReadOnly, TokenizationError, TokenProvider, TokenRequest, Unfit
 
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
@@ -1218,6 +1218,15 @@ class Enforcement:
     ) -> Sequence[str | Unfit]:
         try:
             return await method(requests)  # type: ignore[misc, no-any-return]
+        except ReadOnly as error:
+            # Also on a search: no rows would be an answer, and a wrong one.
+            raise Refusal(
+                "TK-03",
+                "The statement gives a value for a tokenized column whose tokens are only read here, not made.",
+                sqlstate="0A000",
+                hint="Such a column can be selected; it cannot be written, or compared with a value.",
+                detail_for_audit=str(error),
+            ) from None
         except TokenizationError as error:
             raise Refusal(
                 "TK-01",

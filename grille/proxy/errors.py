@@ -135,6 +135,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "ST-06": "Send a smaller statement, with values as parameters.",
     "ST-08": "The database was changed meanwhile. Send the statement again.",
     "TK-01": "Protected values cannot be read or written now. Try again later.",
+    "TK-03": "Columns of this kind can be read only. Find the rows by another column.",
     "UP-01": "If the statement writes, find out whether it took effect before you send it again.",
     "WP-02": "The connection is still usable unless the message says FATAL; use plain statements.",
 }

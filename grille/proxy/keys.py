@@ -12,8 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from grille.policies.signature import SignatureError, Verification, public_key
-from grille.proxy.config import Config, ConfigError, Policy, Problem
+from grille.proxy import secret_file
+from grille.proxy.config import Config, ConfigError, Policy, Problem, supplied_tweak
 from grille.proxy.config import Key as KeyEntry
+from grille.proxy.hsm import Hsm, HsmError
+from grille.proxy.secret_file import Exposed
 from grille.tokenization.embedded import EmbeddedProvider
 from grille.tokenization.transformation import Key, Transformation
 
@@ -22,7 +25,11 @@ _HEXADECIMAL: Final = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal dig
 
 def token_provider(config: Config) -> EmbeddedProvider:
     """The provider of all configured transformations.  Raises `ConfigError`."""
-    keys = [Key(key.name, key.version, _token_key(number, key)) for number, key in enumerate(config.keys)]
+    materials = _on_token(config) if any(key.pkcs11 for key in config.keys) else {}
+    keys = [
+        Key(key.name, key.version, materials[number] if key.pkcs11 else _token_key(number, key))
+        for number, key in enumerate(config.keys)
+    ]
     transformations = [
         Transformation(
             name=transformation.name,
@@ -31,6 +38,8 @@ def token_provider(config: Config) -> EmbeddedProvider:
             key=transformation.key,
             alphabet=transformation.alphabet,
             template=transformation.template,
+            fpe_algorithm=transformation.fpe_algorithm,
+            supplied_tweak=supplied_tweak(transformation),
         )
         for transformation in config.transformations
     ]
@@ -40,12 +49,28 @@ def token_provider(config: Config) -> EmbeddedProvider:
         raise _problem("transformations", "", str(error), "Correct that entry, or its [[keys]] entry.") from None
 
 
+def log_in(config: Config) -> None:
+    """Log in to the PKCS#11 token and out again, if a key needs it.  Raises `ConfigError`.
+
+    Before many workers start at once: each would try a wrong PIN, and together they could lock the token.
+    """
+    if not any(key.pkcs11 for key in config.keys):
+        return
+    try:
+        with _hsm(config):
+            pass
+    except HsmError as error:
+        raise _of_token(config, error) from None
+
+
 def signing_key(config: Config) -> Ed25519PrivateKey:
     """The key that signs the evidence.  Raises `ConfigError`."""
     path = config.audit.signing_key
     fix = f"Make one: openssl genpkey -algorithm ed25519 -out {path}"
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(secret_file.read(path), None)
+    except Exposed as exposed:
+        raise _problem("audit.signing_key", str(path), exposed.what, exposed.fix) from None
     except OSError as error:
         raise _problem("audit.signing_key", str(path), f"cannot be read ({error.strerror})", fix) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -111,6 +136,49 @@ def bearer(path: Path | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+def _on_token(config: Config) -> dict[int, bytes]:
+    """Material by number of the keys that the PKCS#11 token holds or unwraps; nothing of it is open afterwards."""
+    materials: dict[int, bytes] = {}
+    number, label = 0, ""
+    try:
+        with _hsm(config) as hsm:
+            for number, key in enumerate(config.keys):
+                label = key.pkcs11
+                if label and key.file is not None:
+                    materials[number] = hsm.unwrap(label, _hexadecimal(f"keys[{number}].file", key.file))
+                elif label:
+                    materials[number] = hsm.read(label)
+    except HsmError as error:
+        if error.part == "key":
+            raise _problem(f"keys[{number}].pkcs11", label, error.what, error.fix) from None
+        raise _of_token(config, error) from None
+    return materials
+
+
+def _hsm(config: Config) -> Hsm:
+    settings = config.pkcs11
+    if settings.module is None or settings.pin_file is None:
+        raise _problem("pkcs11", "", "is incomplete, and a key names pkcs11", "Give module, token and pin_file.")
+    return Hsm(settings.module, settings.token, _pin(settings.pin_file))
+
+
+def _of_token(config: Config, error: HsmError) -> ConfigError:
+    return _problem(f"pkcs11.{error.part}", str(getattr(config.pkcs11, error.part)), error.what, error.fix)
+
+
+def _pin(path: Path) -> str:
+    fix = "Put the PIN into its first line."
+    try:
+        pin = secret_file.read(path).decode().partition("\n")[0].rstrip("\r")
+    except Exposed as exposed:
+        raise _problem("pkcs11.pin_file", str(path), exposed.what, exposed.fix) from None
+    except (OSError, UnicodeDecodeError):
+        raise _problem("pkcs11.pin_file", str(path), "cannot be read", fix) from None
+    if not pin:
+        raise _problem("pkcs11.pin_file", str(path), "holds no PIN", fix)
+    return pin
+
+
 def _token_key(number: int, key: KeyEntry) -> bytes:
     if key.file is not None:
         return _hexadecimal(f"keys[{number}].file", key.file)
@@ -122,7 +190,9 @@ def _token_key(number: int, key: KeyEntry) -> bytes:
 
 def _hexadecimal(name: str, path: Path) -> bytes:
     try:
-        return bytes.fromhex(path.read_text(encoding="ascii"))
+        return bytes.fromhex(secret_file.read(path).decode("ascii"))
+    except Exposed as exposed:
+        raise _problem(name, str(path), exposed.what, exposed.fix) from None
     except OSError as error:
         raise _problem(name, str(path), f"cannot be read ({error.strerror})", _HEXADECIMAL) from None
     except ValueError:

@@ -100,8 +100,8 @@ async def _look(client: Client, manager: QueueManager, item: str, user: str, rep
             return
         report.ok(
             item,
-            f"as {user or 'nobody'}: level {level}, protocol level {agreed.level}, {agreed.conversations} conversations "
-            f"a socket, messages to {agreed.message_limit} bytes, heartbeat {agreed.heartbeat} s",
+            f"as {user or 'nobody'}: level {level}, protocol level {agreed.level}, {agreed.conversations} "
+            f"conversations a socket, messages to {agreed.message_limit} bytes, heartbeat {agreed.heartbeat} s",
         )
 
 

@@ -14,7 +14,7 @@ from grille.tokenization.ff1 import FF1
 
 FAILED = 1
 USAGE = 2
-_SMALL, _LARGE = 2, 40
+_SMALL, _LARGE = 8, 40
 """Batches that take the ways of `FF1` other than that for one value; the large one where a half is below 2**32."""
 _TOLD_EVERY = 1.0
 """Seconds between two lines of progress."""
@@ -58,14 +58,14 @@ def run(chosen: argparse.Namespace, out: TextIO, err: TextIO) -> int:
 
 
 def vectors(path: Path, out: TextIO, err: TextIO) -> int:
-    """Check FF1 against every case of a file; the exit status.  Raises `Unusable`."""
+    """Check FF1 against every case of a file; the exit status.  Raises `Unusable`, also for a file without a case."""
     ok = wrong = 0
     told = time.monotonic()
     for number, case in _cases(path):
         what = fault(case)
         if what:
             wrong += 1
-            words = ", ".join([*case.flags, *filter(None, [case.comment])])
+            words = _on_one_line(", ".join([*case.flags, *filter(None, [case.comment])]))
             print(f"line {number}: radix {case.radix} id {case.id}{f' ({words})' if words else ''}: {what}", file=out)
         else:
             ok += 1
@@ -74,6 +74,8 @@ def vectors(path: Path, out: TextIO, err: TextIO) -> int:
             print(f"\r{ok + wrong} cases", end="", file=err, flush=True)
     if err.isatty():
         print("\r", end="", file=err)
+    if not ok + wrong:
+        raise Unusable(f"{path}: has no case, so nothing was checked")
     print(f"vectors ok={ok} wrong={wrong}", file=out)
     return FAILED if wrong else 0
 
@@ -111,8 +113,10 @@ def _cases(path: Path) -> Iterator[tuple[int, Case]]:
                 try:
                     case = msgspec.json.decode(line, type=Case)
                     bytes.fromhex(case.key), bytes.fromhex(case.tweak)
-                except (ValueError, msgspec.DecodeError) as error:  # neither repeats a value
-                    raise Unusable(f"{path}, line {number}: {error}") from None
+                except RecursionError:
+                    raise Unusable(f"{path}, line {number}: is nested too deeply") from None
+                except (ValueError, msgspec.DecodeError) as error:  # no key or tweak is repeated
+                    raise Unusable(f"{path}, line {number}: {_on_one_line(str(error))}") from None
                 yield number, case
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from None
@@ -121,6 +125,13 @@ def _cases(path: Path) -> Iterator[tuple[int, Case]]:
 def _is_source(line: bytes) -> bool:
     try:
         msgspec.json.decode(line, type=_Source)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
     return True
+
+
+def _on_one_line(text: str) -> str:
+    """Escapes what a terminal obeys or a reader does not see, so that a file can forge no line of the output."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

@@ -7,7 +7,8 @@ ways of doing the rounds give equal results:
 - one value at a time, for any length;
 - a batch with one AES call a round, in plain Python, where the changing part of a round's input is one AES block;
 - the same with NumPy, where a half is below 2**32 (up to 18 decimal digits), so that a round fits unsigned 64-bit
-  arithmetic.
+  arithmetic; also for halves that are in arrays already, which is what whole columns of text use
+  (`grille.tokenization.columns`).
 
 The primitive accepts any domain of at least `MINIMUM_DOMAIN` strings.  What is stored in a database needs
 `RECOMMENDED_DOMAIN`; `grille.tokenization.transformation` demands that.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 MINIMUM_DOMAIN: Final = 100
@@ -33,9 +35,14 @@ MAXIMUM_TWEAK: Final = 65535
 Halves = tuple[int, int]
 """The first length // 2 numerals and the rest, each as one integer, most significant numeral first."""
 
+Numbers = npt.NDArray[np.uint64]
+"""One half of each of many strings."""
+
 _ROUNDS: Final = 10
 _LOW: Final = (1 << 64) - 1
-_NUMPY_FROM: Final = 40
+_PLAIN_FROM: Final = 8
+"""Batch size at which one AES call a round overtakes one value after the other."""
+_NUMPY_FROM: Final = 24
 """Batch size at which NumPy overtakes plain Python."""
 _SHAPES_KEPT: Final = 1024
 
@@ -52,7 +59,9 @@ class FF1:
         if not 2 <= radix <= MAXIMUM_RADIX:
             raise ValueError(f"an FF1 radix is 2 to {MAXIMUM_RADIX}, not {radix}")
         self.radix = radix
-        self._aes = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update  # noqa: S305 (FF1 is built from single blocks)
+        encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 (FF1 is built from single blocks)
+        self._aes = encryptor.update
+        self._aes_into = encryptor.update_into
         self._shapes: dict[tuple[int, bytes], _Shape] = {}
 
     def __repr__(self) -> str:
@@ -82,9 +91,31 @@ class FF1:
         """The inverse of `encrypt_halves`."""
         return self._transform(length, batch, tweak, range(_ROUNDS - 1, -1, -1))
 
+    def takes_arrays(self, length: int, tweak: bytes) -> bool:
+        """Whether `encrypt_arrays` and `decrypt_arrays` take strings of this length.  Raises ValueError like them."""
+        shape = self._shape(length, tweak)
+        return shape.one_block and shape.fits_uint64
+
+    def encrypt_arrays(self, length: int, left: Numbers, right: Numbers, tweak: bytes) -> tuple[Numbers, Numbers]:
+        """`encrypt_halves` for halves that are in two arrays already; these are not changed.
+
+        The caller answers for the range of the halves.  Raises ValueError for the length or the tweak, also where
+        `takes_arrays` is false.
+        """
+        return self._arrays(self._array_shape(length, tweak), left, right, range(_ROUNDS))
+
+    def decrypt_arrays(self, length: int, left: Numbers, right: Numbers, tweak: bytes) -> tuple[Numbers, Numbers]:
+        """The inverse of `encrypt_arrays`."""
+        return self._arrays(self._array_shape(length, tweak), left, right, range(_ROUNDS - 1, -1, -1))
+
+    def _array_shape(self, length: int, tweak: bytes) -> _Shape:
+        if not self.takes_arrays(length, tweak):
+            raise ValueError(f"the halves of {length} numerals of radix {self.radix} do not fit 32 bits each")
+        return self._shape(length, tweak)
+
     def _transform(self, length: int, batch: Sequence[Halves], tweak: bytes, rounds: range) -> list[Halves]:
         shape = self._shape(length, tweak)
-        if len(batch) < 2 or not shape.one_block:
+        if len(batch) < _PLAIN_FROM or not shape.one_block:
             return [self._one(shape, halves, rounds) for halves in batch]
         if len(batch) < _NUMPY_FROM or not shape.fits_uint64:
             return self._plain(shape, batch, rounds)
@@ -136,15 +167,18 @@ class FF1:
     def _one(self, shape: _Shape, halves: Halves, rounds: range) -> Halves:
         """Algorithms 7 and 8 for one value."""
         aes = self._aes
-        state, width, digest, tail = shape.state, shape.width, shape.digest, shape.tail
         forward = rounds.step > 0
         a, b = halves if forward else halves[::-1]
         if shape.one_block:
-            shift = 8 * (16 - digest)
-            for i in rounds:
-                y = int.from_bytes(aes((state ^ shape.starts[i] ^ b).to_bytes(16, "big")), "big") >> shift
-                a, b = b, (a + y if forward else a - y) % shape.moduli[i & 1]
-            return (a, b) if forward else (b, a)
+            shift, number = 8 * (16 - shape.digest), int.from_bytes
+            if forward:
+                for start, modulus in shape.steps:
+                    a, b = b, (a + (number(aes((start ^ b).to_bytes(16, "big")), "big") >> shift)) % modulus
+                return a, b
+            for start, modulus in reversed(shape.steps):
+                a, b = b, (a - (number(aes((start ^ b).to_bytes(16, "big")), "big") >> shift)) % modulus
+            return b, a
+        state, width, digest, tail = shape.state, shape.width, shape.digest, shape.tail
         for i in rounds:
             mac = state
             for block in _blocks(tail + bytes((i,)) + b.to_bytes(width, "big")):
@@ -167,8 +201,7 @@ class FF1:
         count = len(batch)
         ys: Sequence[int]
         for i in rounds:
-            start = shape.state ^ shape.starts[i]
-            modulus = shape.moduli[i & 1]
+            start, modulus = shape.steps[i]
             if digest == 8:
                 low = start & _LOW
                 words = [start >> 64] * (2 * count)
@@ -185,20 +218,36 @@ class FF1:
 
     def _numpy(self, shape: _Shape, batch: Sequence[Halves], rounds: range) -> list[Halves]:
         """The same where every half is below 2**32, so that the round's number is one 64-bit word."""
-        forward = rounds.step > 0
         halves = np.array(batch, dtype=np.uint64)
-        a, b = (halves[:, 0], halves[:, 1]) if forward else (halves[:, 1], halves[:, 0])
-        blocks = np.empty((len(batch), 2), dtype=">u8")
-        for i in rounds:
-            start = shape.state ^ shape.starts[i]
-            modulus = np.uint64(shape.moduli[i & 1])
-            blocks[:, 0] = start >> 64
-            blocks[:, 1] = b ^ np.uint64(start & _LOW)
-            macs = np.frombuffer(self._aes(blocks.tobytes()), dtype=">u8")[::2].astype(np.uint64)
-            y = macs % modulus
-            a, b = b, ((a + y) if forward else (a + modulus - y)) % modulus
-        left, right = (a, b) if forward else (b, a)
+        left, right = self._arrays(shape, halves[:, 0], halves[:, 1], rounds)
         return list(zip(left.tolist(), right.tolist(), strict=True))
+
+    def _arrays(self, shape: _Shape, left: Numbers, right: Numbers, rounds: range) -> tuple[Numbers, Numbers]:
+        forward = rounds.step > 0
+        a, b = (left, right) if forward else (right, left)
+        count = len(left)
+        blocks = np.empty((count, 2), dtype=">u8")
+        blocks[:, 0] = shape.steps[0][0] >> 64  # a half and the round's number are in the low word
+        source = blocks.view(np.uint8).reshape(-1).data
+        macs = bytearray(16 * count + 15)  # update_into wants room for one more block
+        words = np.frombuffer(macs, dtype=">u8", count=2 * count)[::2]
+        reduced = np.empty(count, dtype=np.uint64)
+        for i in rounds:
+            start, modulus = shape.steps[i][0] & _LOW, np.uint64(shape.steps[i][1])
+            np.bitwise_xor(b, np.uint64(start), out=reduced)
+            blocks[:, 1] = reduced
+            self._aes_into(source, macs)
+            y = words.astype(np.uint64)
+            np.remainder(y, modulus, out=y)
+            if forward:
+                np.add(y, a, out=y)
+            else:
+                np.subtract(a + modulus, y, out=y)
+            # now below twice the modulus; where it is below the modulus, the difference wraps around to more
+            np.subtract(y, modulus, out=reduced)
+            np.minimum(y, reduced, out=y)
+            a, b = b, y
+        return (a, b) if forward else (b, a)
 
     def halves(self, numerals: Sequence[int]) -> Halves:
         """The halves of one string of numerals.  Raises ValueError for a numeral that is out of range."""
@@ -228,7 +277,7 @@ class FF1:
 class _Shape:
     """What is the same for all values of one length under one tweak."""
 
-    __slots__ = ("digest", "fits_uint64", "moduli", "one_block", "starts", "state", "tail", "width")
+    __slots__ = ("digest", "fits_uint64", "moduli", "one_block", "state", "steps", "tail", "width")
 
     def __init__(self, *, moduli: tuple[int, int], width: int, digest: int, state: int, tail: bytes) -> None:
         self.moduli = moduli
@@ -243,9 +292,11 @@ class _Shape:
         self.one_block = len(tail) + 1 + width == 16 and digest <= 16
         self.fits_uint64 = digest == 8
         """A half has at most 4 bytes, so that the round's number has 8."""
-        self.starts = tuple(
-            int.from_bytes(tail + bytes((i,)) + bytes(width), "big") if self.one_block else 0 for i in range(_ROUNDS)
+        self.steps: tuple[tuple[int, int], ...] = tuple(
+            (state ^ int.from_bytes(tail + bytes((i,)) + bytes(width), "big") if self.one_block else 0, moduli[i & 1])
+            for i in range(_ROUNDS)
         )
+        """Of each round: its block without the half, and the modulus; with `one_block` only."""
 
 
 def _blocks(data: bytes) -> list[int]:

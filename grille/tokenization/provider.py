@@ -7,13 +7,17 @@ The interface is asynchronous and takes batches: one call for all values of a fl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 
 class TokenizationError(Exception):
     """The provider could not answer: sealed, slow, down, wrong key.  The caller denies."""
+
+
+class ReadOnly(TokenizationError):
+    """The transformation only reads tokens that were made elsewhere.  The caller denies; trying again is no use."""
 
 
 class Unfit(msgspec.Struct, frozen=True):
@@ -32,12 +36,19 @@ class TokenRequest(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"TokenRequest({self.transformation!r}, <{len(self.value)} characters>)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich prints, in tracebacks with local variables too: msgspec's own would show the value."""
+        return [("transformation", self.transformation), ("characters", len(self.value))]
+
 
 class TokenProvider(Protocol):
     """What enforcement needs of a provider.  Replies are in the order of the requests."""
 
     async def encode(self, batch: Sequence[TokenRequest]) -> Sequence[str | Unfit]:
-        """Values to tokens.  Raises `TokenizationError` if the provider does not answer."""
+        """Values to tokens.
+
+        Raises `TokenizationError` if the provider does not answer, `ReadOnly` if a transformation makes no tokens.
+        """
 
     async def decode(self, batch: Sequence[TokenRequest]) -> Sequence[str | Unfit]:
         """Tokens to values.  Raises `TokenizationError` if the provider does not answer."""

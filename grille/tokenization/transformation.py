@@ -1,7 +1,8 @@
 """Transformations, templates, alphabets and token domains, in the words of Vault Transform.
 
 A *transformation* says how one kind of value becomes a token: ``fpe`` (FF1, the token looks like the value) or ``siv``
-(AES-SIV, for free text).  A *template* finds the characters to encode inside a value, an *alphabet* says what they may
+(AES-SIV, for free text).  A transformation may name FF3-1, the mode before FF1, to read what Vault made with it; such a
+one makes no tokens.  A *template* finds the characters to encode inside a value, an *alphabet* says what they may
 be.  A *token domain* is a set of columns in which equal values have equal tokens.
 
 A template is a small subset of regular expressions, so that three things are certain when the configuration is read:
@@ -22,10 +23,12 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from grille.tokenization import ff3_1
+from grille.tokenization.columns import WORTH_IT, Columns, Layout
 from grille.tokenization.ff1 import FF1, RECOMMENDED_DOMAIN, Halves
 from grille.tokenization.provider import Unfit
 
@@ -79,6 +82,10 @@ class Key(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Key(name={self.name!r}, version={self.version}, material=<{len(self.material)} bytes>)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich prints, in tracebacks with local variables too: msgspec's own would show the bytes."""
+        return [("name", self.name), ("version", self.version), ("bytes", len(self.material))]
+
 
 class Transformation(msgspec.Struct, frozen=True):
     """How one kind of sensitive value becomes a token."""
@@ -92,6 +99,10 @@ class Transformation(msgspec.Struct, frozen=True):
     """``fpe``: a name out of `ALPHABETS`.  ``siv`` encodes text as it is."""
     template: str = ""
     """``fpe`` only."""
+    fpe_algorithm: Literal["ff1", "ff3-1"] = "ff1"
+    """``ff3-1`` decodes and never encodes."""
+    supplied_tweak: bytes = b""
+    """``ff3-1`` only: the 7 bytes under which the tokens were made.  FF1 has `tweak`."""
 
 
 def tweak(token_domain: str, key_version: int) -> bytes:
@@ -114,8 +125,9 @@ class Template:
         self.alphabet = alphabet
         characters = ALPHABETS[alphabet]
         compiled: list[str] = []
+        pieces: list[tuple[str, int, int, bool]] = []
         groups: list[bool] = []
-        shortest = 0
+        shortest = longest = 0
         open_ended = False
         position = 0
         while position < len(pattern):
@@ -133,6 +145,7 @@ class Template:
                 open_ended = False
                 compiled.append(f"({re.escape(literal)})")
                 groups.append(False)
+                pieces.append((literal, 1, 1, False))
                 continue
             if open_ended:
                 raise TemplateError("a group of variable length must end the template or be followed by a separator")
@@ -145,11 +158,13 @@ class Template:
                 if name != alphabet:
                     raise TemplateError(f"a group of {name} does not hold exactly the alphabet {alphabet!r}")
                 shortest += least
+                longest += most
                 open_ended = least != most
             elif least != most:
                 raise TemplateError("a run outside of groups must have one length")
             compiled.append(f"([{ALPHABETS[name]}]{{{least},{most}}})")
             groups.append(bool(piece["group"]))
+            pieces.append((ALPHABETS[name], least, most, bool(piece["group"])))
         if not any(groups):
             raise TemplateError("the template has no group: put what is to be encoded in parentheses, like (\\d{9})")
         if len(characters) ** shortest < RECOMMENDED_DOMAIN:
@@ -159,9 +174,33 @@ class Template:
             )
         self.shortest = shortest
         """Fewest characters that are encrypted."""
+        self.longest = longest
+        """Most characters that are encrypted."""
         self._match = re.compile("".join(compiled), re.ASCII).fullmatch
         self._encoded = tuple(groups)
         self._whole = groups == [True]
+        self._pieces = pieces
+        self.most = sum(most for _, _, most, _ in pieces)
+        """Most characters of a value, kept ones included."""
+
+    def layout(self, length: int) -> Layout | None:
+        """What stands where in a value of so many characters, if that can be said before the value is seen.
+
+        None if no value has this length, if two groups share it in more than one way, or if a literal is not ASCII.
+        """
+        spare = length - sum(least for _, least, _, _ in self._pieces)
+        if sum(least != most for _, least, most, _ in self._pieces) > 1 or not self.pattern.isascii():
+            return None
+        allowed: list[str] = []
+        encoded: list[int] = []
+        for characters, least, most, to_encode in self._pieces:
+            count = least if least == most else least + spare
+            if not least <= count <= most:
+                return None
+            if to_encode:
+                encoded += range(len(allowed), len(allowed) + count)
+            allowed += [characters] * count
+        return Layout(tuple(allowed), tuple(encoded)) if len(allowed) == length else None
 
     def split(self, value: str) -> tuple[Sequence[str], str] | None:
         """All parts of a value in order and the characters to encode, joined; None if it does not fit."""
@@ -199,14 +238,67 @@ class FPE:
         self._ff1 = FF1(key.material, len(self._characters))
         self._tweak = tweak(token_domain, key.version)
         self._template = template
+        self._columns: dict[int, Columns | None] = {}
 
     def encode(self, values: Sequence[str]) -> list[str | Unfit]:
         """Values to tokens, in order."""
-        return self._each(values, self._ff1.encrypt_halves, "the value does not fit the template")
+        return self._all(values, self._ff1.encrypt_halves, "the value does not fit the template", decrypt=False)
 
     def decode(self, tokens: Sequence[str]) -> list[str | Unfit]:
         """Tokens to values, in order.  FF1 has no check value: any string that fits the template decodes."""
-        return self._each(tokens, self._ff1.decrypt_halves, "the stored value does not fit the template")
+        return self._all(tokens, self._ff1.decrypt_halves, "the stored value does not fit the template", decrypt=True)
+
+    def _all(self, values: Sequence[str], transform: _Transform, unfit: str, *, decrypt: bool) -> list[str | Unfit]:
+        """Values of one length at once, where there are enough of them; the others one after the other."""
+        if len(values) == 1:
+            return [self._alone(values[0], transform, unfit)]
+        if len(values) < WORTH_IT:
+            return self._each(values, transform, unfit)
+        lengths = set(map(len, values))
+        if len(lengths) == 1:
+            return self._same_length(lengths.pop(), values, transform, unfit, decrypt=decrypt)
+        places: dict[int, list[int]] = {}
+        for place, value in enumerate(values):
+            places.setdefault(len(value), []).append(place)
+        results: list[str | Unfit] = [Unfit(unfit)] * len(values)
+        for length, found in places.items():
+            some = [values[place] for place in found]
+            replies = self._same_length(length, some, transform, unfit, decrypt=decrypt)
+            for place, reply in zip(found, replies, strict=True):
+                results[place] = reply
+        return results
+
+    def _same_length(
+        self, length: int, values: Sequence[str], transform: _Transform, unfit: str, *, decrypt: bool
+    ) -> list[str | Unfit]:
+        if len(values) >= WORTH_IT and length <= self._template.most:
+            if length not in self._columns:
+                self._columns[length] = self._new_columns(length)
+            columns = self._columns[length]
+            found = columns.transform(values, decrypt=decrypt) if columns is not None else None
+            if found is not None:
+                texts, fits = found
+                if fits is None:
+                    return list[str | Unfit](texts)
+                following = iter(texts)
+                return [next(following) if good else Unfit(unfit) for good in fits]
+        return self._each(values, transform, unfit)
+
+    def _new_columns(self, length: int) -> Columns | None:
+        layout = self._template.layout(length)
+        if layout is None or not self._ff1.takes_arrays(len(layout.encoded), self._tweak):
+            return None
+        return Columns(self._ff1, self._tweak, self._characters, layout)
+
+    def _alone(self, value: str, transform: _Transform, unfit: str) -> str | Unfit:
+        split = self._template.split(value)
+        if split is None:
+            return Unfit(unfit)
+        parts, text = split
+        length = len(text)
+        middle = length // 2
+        ((left, right),) = transform(length, [(self._number(text[:middle]), self._number(text[middle:]))], self._tweak)
+        return self._template.join(parts, self._text(left, middle) + self._text(right, length - middle))
 
     def _each(self, values: Sequence[str], transform: _Transform, unfit: str) -> list[str | Unfit]:
         results: list[str | Unfit] = [Unfit(unfit)] * len(values)
@@ -242,3 +334,45 @@ class FPE:
             number, numeral = divmod(number, len(self._characters))
             characters.append(self._characters[numeral])
         return "".join(reversed(characters))
+
+
+PLAIN_ORDER: Final = ("digits", "lower", "upper")
+"""Alphabets whose order is beyond doubt.  A character's numeral is its position, so a service that puts capitals after
+small letters makes other tokens, and decoding them would give a plausible wrong value."""
+
+
+class OldFPE:
+    """One FF3-1 transformation, which reads what another system wrote: key, supplied tweak and template.
+
+    It has no ``encode``.  Raises ValueError or `TemplateError`.
+    """
+
+    def __init__(self, key: Key, supplied_tweak: bytes, template: Template) -> None:
+        if len(key.material) != 32:
+            raise ValueError(f"the key {key.name!r} has {len(key.material)} bytes; an fpe key has 32 (AES-256)")
+        if template.alphabet not in PLAIN_ORDER:
+            raise TemplateError(
+                f"ff3-1 reads the alphabets {', '.join(PLAIN_ORDER)}; in which order another system has the "
+                f"characters of {template.alphabet!r} is not known"
+            )
+        self._characters = ALPHABETS[template.alphabet]
+        self._numerals = {character: numeral for numeral, character in enumerate(self._characters)}
+        self._ff3_1 = ff3_1.FF3_1(key.material, len(self._characters), supplied_tweak)
+        if template.longest > self._ff3_1.longest:
+            raise TemplateError(
+                f"the groups hold up to {template.longest} characters; ff3-1 has at most {self._ff3_1.longest} "
+                f"of {len(self._characters)}"
+            )
+        self._template = template
+
+    def decode(self, tokens: Sequence[str]) -> list[str | Unfit]:
+        """Tokens to values, in order.  FF3-1 has no check value: any string that fits the template decodes."""
+        return [self._one(token) for token in tokens]
+
+    def _one(self, token: str) -> str | Unfit:
+        split = self._template.split(token)
+        if split is None:
+            return Unfit("the stored value does not fit the template")
+        parts, text = split
+        numerals = self._ff3_1.decrypt([self._numerals[character] for character in text])
+        return self._template.join(parts, "".join([self._characters[numeral] for numeral in numerals]))

@@ -123,6 +123,7 @@ def dependencies() -> dict[str, dict[str, str]]:
 def test_the_dependencies_page_covers_pyproject_exactly() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {"To run": project["dependencies"], "For the demo": project["optional-dependencies"]["demo"],
+              "Where it is wanted": project["optional-dependencies"]["pkcs11"],
               "For development": project["optional-dependencies"]["dev"]}  # fmt: skip
     for title, packages in wanted.items():
         names = {re.split(r"[=<>;~! ]", package)[0] for package in packages}

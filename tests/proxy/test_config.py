@@ -180,8 +180,31 @@ BAD = [
         "square brackets",
     ),
     ('scopes = ["accounts:read"]', "scopes = [7]", "identities[0].scopes[0]", "7", "quotes"),
+    ('kind = "fpe"', 'kind = "fpe"\nfpe_algorithm = "ff3"', "transformations[0].fpe_algorithm", '"ff3"', "ff1, ff3-1"),
+    ('kind = "fpe"', 'kind = "fpe"\nfpe_algorithm = "ff3-1"', "transformations[0].tweak", "7 bytes", "base64"),
+    (
+        'kind = "fpe"',
+        'kind = "fpe"\nfpe_algorithm = "ff3-1"\ntweak = "AAAAAAAAAAA="',
+        "transformations[0].tweak",
+        "AAAAAAAAAAA=",
+        "base64",
+    ),
+    ('kind = "fpe"', 'kind = "fpe"\nfpe_algorithm = "ff3-1"\ntweak = "!"', "transformations[0].tweak", "!", "base64"),
+    ('kind = "fpe"', 'kind = "fpe"\ntweak = "AAAAAAAAAA=="', "transformations[0].tweak", "for ff3-1 only", "Remove it"),
+    (
+        'kind = "fpe"',
+        'kind = "siv"\nfpe_algorithm = "ff3-1"\ntweak = "AAAAAAAAAA=="',
+        "transformations[0].fpe_algorithm",
+        "of fpe",
+        "fpe",
+    ),
     ('file = "pii.hex"', "", "keys[0].file", "is missing", "environment variable"),
     ('file = "pii.hex"', 'file = "pii.hex"\nenvironment = "HOME"', "keys[0].file", "given twice", "environment"),
+    ('file = "pii.hex"', 'pkcs11 = "pii"', "pkcs11.module", "is missing, and a key names pkcs11", "[pkcs11]"),
+    ('file = "pii.hex"', 'pkcs11 = "pii"', "pkcs11.token", "is missing", "[pkcs11]"),
+    ('file = "pii.hex"', 'pkcs11 = "pii"', "pkcs11.pin_file", "is missing", "[pkcs11]"),
+    ('file = "pii.hex"', 'pkcs11 = "pii"\nenvironment = "HOME"', "keys[0].environment", "by pkcs11", "Decide"),
+    ('file = "pii.hex"', 'pkcs11 = "pii"\n[pkcs11]\nmodule = "x.so"', "pkcs11.module", "does not exist", "Create it"),
     ('file = "pii.hex"', 'environment = "GRILLE_NO_KEY"', "keys[0].environment", "GRILLE_NO_KEY", "Set it"),
     ('key = "pii"', 'key = "pi"', "transformations[0].key", '"pi"', 'Did you mean "pii"?'),
     ("(\\d{3})", "(\\d{3}", "transformations[0].template", "is not a regular expression", "single quotes"),
@@ -328,3 +351,18 @@ def test_the_reference_page_is_current() -> None:
 
 def test_every_key_has_a_meaning() -> None:
     assert "|  |" not in config_reference.page()
+
+
+def test_a_library_may_be_read_by_all_and_changed_by_nobody_else(write: Callable[[str], Path], tmp_path: Path) -> None:
+    text = GOOD.replace('file = "pii.hex"', 'pkcs11 = "pii"')
+    text += '\n[pkcs11]\nmodule = "ca.pem"\ntoken = "bank"\npin_file = "pii.hex"\n'
+    (tmp_path / "ca.pem").chmod(0o755)
+    assert load(write(text)).keys[0].pkcs11 == "pii"
+    (tmp_path / "ca.pem").chmod(0o775)
+    (tmp_path / "pii.hex").chmod(0o644)
+    with pytest.raises(ConfigError) as caught:
+        load(write(text))
+    assert [(problem.key, problem.fix) for problem in caught.value.problems] == [
+        ("pkcs11.module", f"Run: chmod go-w {tmp_path}/ca.pem"),
+        ("pkcs11.pin_file", f"Run: chmod 600 {tmp_path}/pii.hex"),
+    ]

@@ -226,6 +226,16 @@ async def test_tokenized_values_are_stored_as_tokens(world: World) -> None:
     unsaid(world, told, b"not a number")
 
 
+async def test_a_column_whose_tokens_are_only_read_takes_no_value(world: World) -> None:
+    old = msgspec.structs.replace(SSN, fpe_algorithm="ff3-1", supplied_tweak=bytes(7))
+    ours = world.services.enforcement["bank"]
+    ours._provider = EmbeddedProvider([old], [Key("fpe", 1, bytes(32))])
+    before = people(world)
+    told = await copied(world, "COPY people (id, branch, ssn) FROM STDIN (FORMAT csv)", b"3,0042,123-45-6789\n")
+    assert error(told)["C"] == "0A000" and "TK-03" in error(told)["M"] and people(world) == before
+    unsaid(world, told, b"123-45-6789")
+
+
 async def test_a_column_that_may_not_be_written_is_refused(world: World) -> None:
     world.policies.columns["public.people.note"] = ColumnObligation("clear", "deny", "deny")  # type: ignore[attr-defined]
     for sql in ("COPY people FROM STDIN", "COPY people (id, branch, note) FROM STDIN"):

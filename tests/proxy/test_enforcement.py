@@ -456,6 +456,30 @@ async def test_a_provider_that_is_down_denies_only_what_needs_it(catalog: Catalo
     await enforcement.bind(SERVICE, prepared, (), ())
 
 
+async def test_a_column_that_is_only_read_is_neither_written_nor_searched(
+    catalog: Catalog, policy: CountingPolicy
+) -> None:
+    old = msgspec.structs.replace(TRANSFORMATIONS[0], fpe_algorithm="ff3-1", supplied_tweak=bytes(7))
+    provider = EmbeddedProvider([old], [Key("fpe", 1, bytes(range(32)))])
+    enforcement = Enforcement(
+        catalog=lambda: catalog, pdp=lambda: policy, provider=provider, sensitive=SENSITIVE,
+    )  # fmt: skip
+    for sql in (
+        "SELECT id FROM customers WHERE ssn = '900-01-7920'",
+        "SELECT id FROM customers WHERE ssn <> '900-01-7920'",
+        "UPDATE customers SET ssn = '900-01-7920' WHERE id = 1",
+    ):
+        prepared = await _one(enforcement, SERVICE, sql)
+        with pytest.raises(Refusal) as caught:
+            await enforcement.bind(SERVICE, prepared, (), ())
+        assert (caught.value.control, caught.value.sqlstate) == ("TK-03", "0A000")
+        assert "7920" not in f"{caught.value.message} {caught.value.hint} {caught.value.detail_for_audit}"
+    prepared = await _one(enforcement, TELLER, "SELECT ssn FROM customers")
+    (decoded,) = await provider.decode([TokenRequest("ssn", "123-45-6789")])
+    assert isinstance(decoded, str)
+    assert await enforcement.release(TELLER, prepared, [[b"123-45-6789"]], ()) == [[decoded.encode()]]
+
+
 async def test_a_hit_parses_no_sql_and_asks_no_policy(
     enforcement: Enforcement, policy: CountingPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,52 @@ def test_another_format_is_an_error_with_its_line(
     assert VALID["key"] not in err
 
 
+@pytest.mark.parametrize("lines", [[], [""], ["", "  ", ""], [LINES[0]], [LINES[0], "", ""]])
+def test_a_file_without_a_case_has_not_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str]
+) -> None:
+    status, out, err = checked(tmp_path, capsys, *lines)
+    assert (status, out) == (2, [])
+    assert err == f"grille: {tmp_path}/cases.jsonl: has no case, so nothing was checked\n"
+
+
+@pytest.mark.parametrize("opened", ['{"a":', '{"more": [', '{"msg": [[[[', "["])
+def test_deep_nesting_is_an_error_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: str
+) -> None:
+    for lines in ([VALID, opened * 200_000], [LINES[0], opened * 200_000], ["", opened * 200_000]):
+        status, out, err = checked(tmp_path, capsys, *lines)
+        assert (status, out) == (2, [])
+        assert err.startswith(f"grille: {tmp_path}/cases.jsonl, line 2: ")
+        if opened in ('{"a":', '{"more": ['):  # a field that is skipped has no type to be refused by
+            assert err.endswith(": is nested too deeply\n")
+    assert checked(tmp_path, capsys, opened * 200_000)[0] == 2
+
+
+FORGED = "x\r\x1b[2K\nvectors ok=9 wrong=0\u2028\u202e\x85\x00"
+
+
+@pytest.mark.parametrize("field", [{"comment": FORGED}, {"flags": [FORGED]}])
+def test_a_case_cannot_forge_a_line_of_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: dict[str, Any]
+) -> None:
+    status, out, _ = checked(tmp_path, capsys, {**VALID, **field, "ct": VALID["ct"][::-1]})
+    assert status == 1
+    escaped = r"x\r\x1b[2K\nvectors ok=9 wrong=0\u2028\u202e\x85\x00"
+    before = ", ".join(VALID["flags"])
+    words = f"{before}, {escaped}" if "comment" in field and before else escaped
+    assert out[0].endswith(": encrypts to something else")
+    assert f"({words}" in out[0]
+    assert out[1:] == ["vectors ok=0 wrong=1"]
+    assert all(line.isprintable() for line in out)
+
+
+def test_a_refused_line_cannot_forge_one_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = checked(tmp_path, capsys, {**VALID, "result": FORGED})
+    assert out == []
+    assert err.endswith("\n") and err[:-1].isprintable()
+
+
 def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokens", "vectors", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"grille: {tmp_path}/none: No such file or directory\n"

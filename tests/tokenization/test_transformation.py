@@ -1,10 +1,15 @@
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
-from grille.tokenization.provider import Unfit
+from grille.tokenization.columns import WORTH_IT, Columns, Layout
+from grille.tokenization.ff1 import FF1
+from grille.tokenization.provider import TokenRequest, Unfit
+from grille.tokenization.siv import SIV
 from grille.tokenization.transformation import ALPHABETS, FPE, Key, Template, TemplateError, tweak
 
 SSN = r"(\d{3})-(\d{2})-(\d{4})"
@@ -53,6 +58,10 @@ PATTERNS = [
     (r"([a-z]{5,8})", "lower"),
     (r"X\.([A-Z]{5})", "upper"),
     (r"[A-Z]{2}\d{2}([0-9A-Za-z]{4,30})", "alphanumeric"),
+    (r"(\d{6,20})\?x", "digits"),
+    ("\u00a7(\\d{3})\u2013(\\d{5})", "digits"),
+    (r"([0-9A-Za-z]{10})", "alphanumeric"),
+    (r"\*(\d{1})/\d{2}/(\d{7,17})", "digits"),
 ]
 
 
@@ -60,7 +69,7 @@ PATTERNS = [
 @given(data=st.data())
 def test_round_trip_and_token_fits_the_template(pattern, alphabet, data):
     template = Template(pattern, alphabet)
-    strict = st.from_regex(template._match.__self__, fullmatch=True, alphabet=st.characters(codec="ascii"))
+    strict = st.from_regex(template._match.__self__, fullmatch=True)
     values = data.draw(st.lists(strict, min_size=1, max_size=4))
     transformation = FPE(KEY, "d", template)
     tokens = transformation.encode(values)
@@ -72,6 +81,70 @@ def test_round_trip_and_token_fits_the_template(pattern, alphabet, data):
         assert [len(part) for part in before[0]] == [len(part) for part in after[0]]
         kept = [i for i, encoded in enumerate(template._encoded) if not encoded]
         assert [before[0][i] for i in kept] == [after[0][i] for i in kept]
+
+
+@pytest.mark.parametrize(("pattern", "alphabet"), PATTERNS)
+@given(data=st.data())
+def test_a_column_is_as_its_values_one_by_one(pattern, alphabet, data):
+    """Good values, values with one character changed and values of any text, in batches that are taken as columns."""
+    template = Template(pattern, alphabet)
+    good = data.draw(st.lists(st.from_regex(template._match.__self__, fullmatch=True), min_size=1, max_size=3))
+    near = []
+    for value in good:
+        at = data.draw(st.integers(0, len(value) - 1))
+        near.append(
+            value[:at] + data.draw(st.sampled_from("0aA?-\0\x7f\x80\xff\u0660\U0001d7ce\ud800")) + value[at + 1 :]
+        )
+    values = data.draw(
+        st.permutations((good + near + data.draw(st.lists(st.text(max_size=12), max_size=2))) * WORTH_IT)
+    )
+    transformation = FPE(KEY, "d", template)
+    for whole in (transformation.encode, transformation.decode):
+        alone = {value: whole([value])[0] for value in set(values)}
+        assert whole(values) == [alone[value] for value in values]
+
+
+@pytest.mark.parametrize(("pattern", "alphabet"), PATTERNS)
+def test_most_templates_are_taken_as_columns(pattern, alphabet, monkeypatch):
+    """Else the figures of the load test say nothing about them."""
+    layouts = [Template(pattern, alphabet).layout(length) for length in range(60)]
+    known = [layout for layout in layouts if layout is not None]
+    assert bool(known) == (pattern not in (r"\+(\d{1,3}) (\d{5,9})", "\u00a7(\\d{3})\u2013(\\d{5})"))
+    for length, layout in enumerate(layouts):
+        assert layout is None or len(layout.allowed) == length
+    if known:
+        monkeypatch.setattr(FPE, "_each", None)
+        transformation = fpe(pattern, alphabet)
+        sample = "".join(characters[-1] for characters in known[0].allowed)
+        tokens = transformation.encode([sample] * 1000)
+        assert transformation.decode(tokens) == [sample] * 1000
+
+
+@pytest.mark.parametrize("odd", ["\u00e9", "\ud800", "\u2048", "\0", "\x7f", "\U0001f600"])
+def test_a_character_that_ascii_does_not_have_is_no_question_mark(odd):
+    transformation = fpe(r"(\d{9})\?")
+    values = ["123456789?", "123456789" + odd] * WORTH_IT
+    for whole in (transformation.encode, transformation.decode):
+        replies = whole(values)
+        assert replies[:2] == [*whole(["123456789?"]), *whole(["123456789" + odd])]
+        assert replies == replies[:2] * WORTH_IT
+        assert isinstance(replies[1], Unfit)
+
+
+def test_lengths_that_no_value_has_are_not_remembered():
+    transformation = fpe(SSN)
+    for length in range(100, 200):
+        assert all(isinstance(reply, Unfit) for reply in transformation.encode(["1" * length] * WORTH_IT))
+    assert len(transformation._columns) <= len(Template(SSN, "digits").pattern)
+
+
+def test_columns_of_strings_that_do_not_fit_two_arrays_are_refused():
+    ff1 = FF1(bytes(32), 10)
+    layout = Layout(("0123456789",) * 19, tuple(range(19)))
+    with pytest.raises(ValueError, match="19 characters of 10"):
+        Columns(ff1, bytes(7), "0123456789", layout)
+    with pytest.raises(ValueError, match="do not fit 32 bits"):
+        ff1.encrypt_arrays(19, np.zeros(3, dtype=np.uint64), np.zeros(3, dtype=np.uint64), bytes(7))
 
 
 def test_batches_of_mixed_lengths_keep_their_order():
@@ -150,6 +223,16 @@ def test_fpe_takes_aes_256_only(size):
 
 def test_key_hides_its_bytes():
     assert repr(Key("k", 1, b"secret")) == "Key(name='k', version=1, material=<6 bytes>)"
+
+
+def test_rich_shows_no_bytes_and_no_value():
+    shown = [
+        pretty_repr([Key("k", 1, b"secret"), TokenRequest("ssn", "secret")]),
+        repr(FPE(Key("k", 1, b"secret.." * 4), "d", Template(SSN, "digits"))),
+        repr(SIV(b"secret.." * 8, "d", 1)),
+    ]
+    assert "secret" not in "".join(shown)
+    assert "Key(name='k', version=1, bytes=6)" in shown[0]
 
 
 def test_alphabets_have_no_character_twice():
