@@ -46,8 +46,7 @@ async def check_queue_manager(config: Config, manager: QueueManager, report: Rep
         if client is None:
             return
         try:
-            await _look(client, manager, item, user, report)
-            if queue is not None:
+            if await _look(client, manager, item, user, report) and queue is not None:
                 await _Trial(client, queue, f"{item}, queue {queue} as {user or 'nobody'}", report).run()
         finally:
             await client.close()
@@ -76,8 +75,8 @@ async def _open(manager: QueueManager, item: str, user: str, report: Report) -> 
     return None
 
 
-async def _look(client: Client, manager: QueueManager, item: str, user: str, report: Report) -> None:
-    """Connect, and see who it is."""
+async def _look(client: Client, manager: QueueManager, item: str, user: str, report: Report) -> bool:
+    """Connect, and see who it is; True if that is as configured."""
     agreed = client.agreed
     assert agreed is not None  # noqa: S101
     try:
@@ -97,12 +96,14 @@ async def _look(client: Client, manager: QueueManager, item: str, user: str, rep
         called = name.decode("ascii", "replace").strip()
         if called != manager.name:
             report.fail(item, f"it is called {called}", "Give queue_managers.name its own name.")
-            return
+            return False
         report.ok(
             item,
             f"as {user or 'nobody'}: level {level}, protocol level {agreed.level}, {agreed.conversations} "
             f"conversations a socket, messages to {agreed.message_limit} bytes, heartbeat {agreed.heartbeat} s",
         )
+        return True
+    return False
 
 
 class _Trial:
@@ -125,9 +126,10 @@ class _Trial:
             found = calls.opened(reply)
             await connection.close(calls.handle(reply))
             _expect(found.resolved_name == self._queue, f"the name leads to {found.resolved_name or 'nowhere'}")
-            handles.append(await connection.open(self._queue, INPUT_SHARED | OUTPUT | BROWSE | INQUIRE))
-            (depth,), _ = await connection.inquire(handles[0], _DEPTH)
+            handle = await connection.open(self._queue, INPUT_SHARED | OUTPUT | BROWSE | INQUIRE)
+            (depth,), _ = await connection.inquire(handle, _DEPTH)
             _expect(depth == 0, f"the queue has {depth} messages")
+            handles.append(handle)  # what is there from now on is ours
             return "tells where the name leads"
 
         steps: list[tuple[str, Callable[[], Awaitable[str]]]] = [

@@ -109,6 +109,8 @@ class Client:
             asked = channel.adopted(asked, answer)
         if not self._channel.multiplexed:
             raise ProtocolError("the queue manager shares no conversations (SHARECNV)")
+        if not answer.little:
+            raise ProtocolError("the most significant byte comes first: this client does not speak so (Grille does)")
         told = self.agreed = channel.initial_data(answer)
         self._segments.limit = told.segment_limit
         self._calls.limit = told.message_limit
