@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtest import ff1
+from loadtest import ff1, mq
 from loadtest.compare import DifferentData, compare
 from loadtest.contenders import NotInstalled, build
 from loadtest.profile import profile
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             (chosen.out / f"{chosen.scenario}-profile.txt").write_text(text)
             print(text, end="")
             return 0
-        result = (ff1.compare if options.scenario == "ff1" else compare)(options, console)
+        result = {"ff1": ff1.compare, "mq": mq.compare}.get(options.scenario, compare)(options, console)
     except NotInstalled as missing:
         print(f"loadtest: {missing}", file=sys.stderr)
         return 2

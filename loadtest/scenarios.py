@@ -347,6 +347,7 @@ SCENARIOS: dict[str, Scenario] = {
     "p7": Scenario(about="200 agents at an equal load, alone and beside many", variants=False, unit="statements"),
     "p9": Scenario(about="more identities, statement shapes, policies", variants=False, unit="statements"),
     "ff1": Scenario(about="FF1 by itself, without a database", variants=False, unit="values"),
+    "mq": Scenario(about="IBM MQ: put and get of a message", variants=False, unit="pairs"),
     "controls": Scenario(about="what each control adds, without sockets", variants=False, unit="calls"),
     "copy": Scenario(
         (Case("out", "COPY TO, 104 MB", Copy(False)), Case("in", "COPY FROM, 104 MB", Copy(True))),
