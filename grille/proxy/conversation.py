@@ -13,7 +13,7 @@ import msgspec
 from grille.audit.event import Level, Message, Outcome, Relation
 from grille.audit.event import Verdict as EventVerdict
 from grille.controls import Refusal
-from grille.protocols.mq import calls
+from grille.protocols.mq import calls, selection
 from grille.protocols.mq.calls import ASYNC_RESPONSE, FAILED, TRUNCATED, Put
 from grille.protocols.mq.segments import REPLY, ProtocolError, Segment, Type
 from grille.protocols.mq.structures import MessageDescriptor, ObjectDescriptor
@@ -86,6 +86,10 @@ class Handle(msgspec.Struct):
     manager: str
     queue: str
     """As the client opened it; empty: the queue manager itself."""
+    selection: str = ""
+    """The policy's part of the selection string that it was opened with."""
+    leads: tuple[str, str] | None = None
+    """Queue manager and queue that the name leads to, if it is another's."""
     wanted: Access = "get"
     """How messages were asked for last, and the decision about that."""
     verdict: Verdict | None = None
@@ -113,6 +117,8 @@ class Pending(msgspec.Struct):
     intent: str = ""
     what: ObjectDescriptor | None = None
     """Of an open."""
+    selection: str = ""
+    """Of an open: the policy's part of it."""
     options: int = 0
     """MQPMO or MQGMO, as the client said."""
     kept: bool = False
@@ -311,11 +317,33 @@ class Conversation:
         pending.uses = tuple((manager, what.name, access) for access in accesses)
         for use in pending.uses:
             pending.verdict, pending.cached = await self._decide(use)
+            if use[2] in ("get", "browse"):
+                selected = _selected(pending.verdict)
+                if pending.selection not in ("", selected):
+                    raise Refusal("AC-05", "getting and browsing in one open need one filter")
+                pending.selection = selected
         if what.version < 3:
             call = calls.with_version(call, 3)
+        call = self._with_selection(call, what, pending.selection)
         if "get" in accesses:
             call = calls.without_read_ahead(call)
         await self._forward(pending, call)
+
+    @staticmethod
+    def _with_selection(call: Segment, what: ObjectDescriptor, policys: str) -> Segment:
+        """The open, for the messages that both the client and the policy select.  Raises `Refusal`."""
+        if not policys:
+            return call
+        if call.type is not Type.SPI:
+            raise _unsupported("a filter of messages takes an open of the service interface")
+        try:
+            if what.selection:
+                policys = selection.both(selection.text_of(what.selection, what.selection_ccsid), policys)
+        except ProtocolError as error:
+            raise Refusal("AC-05", f"the policy's filter cannot be added: {error}") from None
+        if len(policys.encode()) > selection.MAX_LENGTH:
+            raise Refusal("AC-05", "the selection string is too long with the policy's filter")
+        return calls.with_selection(call, policys)
 
     def _queue(self, what: ObjectDescriptor) -> str:
         """Whose queue is named.  Raises `Refusal` if it is none."""
@@ -330,9 +358,10 @@ class Conversation:
         pending.message = _message(told.message, told.length)
         if told.what is not None:
             manager, queue = self._queue(told.what), told.what.name
+            leads = None
         else:
             handle = self._handle(told.handle)
-            manager, queue = handle.manager, handle.queue
+            manager, queue, leads = handle.manager, handle.queue, handle.leads
         use: Use = (manager, queue, "put")
         pending.uses, pending.options = (use,), told.options.options
         if told.options.options & _FORGERY:
@@ -340,6 +369,8 @@ class Conversation:
         if told.options.records:
             raise Refusal("MQ-02", "a distribution list is not carried")
         pending.verdict, pending.cached = await self._decide(use)
+        if leads is not None:
+            await self._decide_leads(leads, "put", "")
         await self._check_put(told, pending.verdict)
         if told.what is not None:
             await self._check_leads(call, manager, queue)
@@ -379,15 +410,25 @@ class Conversation:
             raise Refusal("MQ-02", "a message is put to a queue, not to a model of one")
         await self._check_resolved((manager, queue, "put"), what)
 
-    async def _check_resolved(self, use: Use, what: ObjectDescriptor) -> None:
-        """Ask the policy about the queue that a name leads to, if it is another.  Raises `Refusal`."""
+    async def _check_resolved(self, use: Use, what: ObjectDescriptor, policys: str = "") -> tuple[str, str] | None:
+        """The queue that a name leads to, if it is another, once the policy was asked about it too.
+
+        ``policys``: its part of the selection that the queue is opened with.  Raises `Refusal`.
+        """
         manager, queue, access = use
-        own = self._session.manager.name
         found = (what.resolved_manager or manager, what.resolved_name or queue)
         if found != (manager, queue):
-            await self._decide((*found, access))
-        elif manager == own:
+            await self._decide_leads(found, access, policys)
+            return found
+        if manager == self._session.manager.name:
             self._session.local.add(queue)
+        return None
+
+    async def _decide_leads(self, leads: tuple[str, str], access: Access, policys: str) -> None:
+        """Ask the policy about the queue behind a name.  Raises `Refusal`."""
+        verdict, _ = await self._decide((*leads, access))
+        if _selected(verdict) not in ("", policys):
+            raise Refusal("AC-05", "messages of the queue that the name leads to are filtered: open it by its own name")
 
     async def _put_unanswered(self, call: Segment, pending: Pending) -> None:
         """A put that the client does not wait for: the queue manager is asked all the same, for the record's sake."""
@@ -464,6 +505,10 @@ class Conversation:
         if pending.options & _NOT_CARRIED:
             raise _unsupported("message properties in a handle, and signals, are not carried")
         pending.verdict, pending.cached = await self._decide(use)
+        if _selected(pending.verdict) != handle.selection:
+            raise Refusal("AC-05", "the policy's filter of messages has changed: open the queue anew")
+        if handle.leads is not None:
+            await self._decide_leads(handle.leads, access, handle.selection)
         await self._count(pending.verdict)
         return handle
 
@@ -575,27 +620,27 @@ class Conversation:
         if asked is None:
             return reply
         if code == FAILED:
-            whole = len(reply.body) > calls.API
-            return calls.with_version(reply, asked.version) if whole and asked.version < 3 else reply
+            return calls.as_asked(reply, pending.call) if len(reply.body) > calls.API else reply
         number = calls.handle(reply)
         if asked.kind == _QUEUE_MANAGER:
             self._handles[number] = Handle(self._session.manager.name, "")
             return reply
         what = calls.opened(reply)
         manager = pending.uses[0][0]
+        leads = None
         if what.name != asked.name:
             self._session.dynamic[what.name] = self._session.dynamic.get(asked.name, asked.name)
         else:
             try:
                 for use in pending.uses:
-                    await self._check_resolved(use, what)
+                    leads = await self._check_resolved(use, what, pending.selection)
             except Refusal:
                 await self._ask(calls.closing(pending.call, number))
                 raise
-        self._handles[number] = Handle(manager, what.name)
+        self._handles[number] = Handle(manager, what.name, pending.selection, leads)
         if any(access == "get" for _, _, access in pending.uses):
             reply = calls.without_read_ahead(reply)
-        return calls.with_version(reply, asked.version) if asked.version < 3 else reply
+        return calls.as_asked(reply, pending.call)
 
     def _put_outcome(self, pending: Pending, reply: Segment) -> Outcome:
         code, reason = calls.outcome(reply)
@@ -709,6 +754,11 @@ class _Answered(Refusal):
     def __init__(self, reason: int) -> None:
         super().__init__("UP-02", "the queue manager refuses it")
         self.reason = reason
+
+
+def _selected(verdict: Verdict) -> str:
+    """The selection string of a decision; empty: all messages."""
+    return str(verdict.values[0])
 
 
 def reason_of(refusal: Refusal) -> int:

@@ -31,12 +31,12 @@ from grille.audit.encoding import encode
 from grille.controls import Refusal
 from grille.policies import bundle
 from grille.policies.bundles import build
-from grille.policies.decision import ColumnObligation, Limits
+from grille.policies.decision import ColumnObligation, Filter, Limits
 from grille.policies.pdp import decode
 from grille.policies.wasm import WasmEngine
 from grille.protocols.operation import Operation, RelationUse
 from grille.protocols.postgres.analysis import Sensitive
-from grille.proxy import config, policy_commands
+from grille.proxy import config, policy_commands, queues
 from grille.proxy.catalog import read_catalog
 from grille.proxy.cli import parser
 from grille.proxy.demo import bank
@@ -264,6 +264,9 @@ def test_the_question_about_a_session_is_the_one_that_is_asked() -> None:
     settlement = msgspec.structs.replace(agent("service"), queue_manager="QM1")
     sent = msgspec.json.decode(msgspec.json.encode(policy_input(settlement, queue, "mq")))
     assert msgspec.json.decode(checked("mq-question").text) == {name: sent[name] for name in ("session", "operation")}
+    filters = msgspec.json.decode(checked("mq-filter").text, type=dict[str, Filter])
+    (name,) = filters
+    assert queues._condition(filters[name], name) == "branch = '0042'"
     shown = msgspec.convert(msgspec.json.decode(checked("connect").text), Operation)
     assert shown == CONNECT
 

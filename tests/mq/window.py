@@ -33,11 +33,12 @@ def write_policy(
     *,
     denied: Sequence[str] = (),
     revision: str = "0",
+    rules: Mapping[str, Mapping[str, object]] | None = None,
     **more: object,
 ) -> None:
     """The bundle that grants agents their accesses, each to ``manager/queue`` or to what begins with a text and ``*``.
 
-    ``more`` is put into every decision that allows.
+    ``rules``: filters by access and queue, true for all others.  ``more`` is put into every decision that allows.
     """
     base: dict[str, object] = {
         "allow": False, "control": "AC-01", "reason": "the policy of the MQ tests", "passthrough": False,
@@ -48,6 +49,7 @@ def write_policy(
         "base": base | more,
         "agents": {spiffe_id(name): grants for name, grants in agents.items()},
         "denied": list(denied),
+        "rules": rules or {},
     }
     replace(path, with_data(_POLICY.read_bytes(), data, revision))
 

@@ -16,12 +16,13 @@ from grille.audit.event import Event
 from grille.protocols.mq import calls, requests
 from grille.protocols.mq.requests import BROWSE, INPUT_SHARED, INQUIRE, OUTPUT, Described
 from grille.protocols.mq.segments import MULTIPLEXED, WHOLE, Segment, Type
-from grille.proxy.mq_client import Connection, MqError
+from grille.proxy.mq_client import Client, Connection, MqError
 from tests.mq.lab import DEADLINE, Lab
-from tests.mq.manager import NAME, Peer
+from tests.mq.manager import CHANNEL, NAME, Peer
 from tests.mq.queues import Queue
 from tests.mq.window import EVERYTHING
 from tests.mq.wire import WireError
+from tests.protocols.mq import build
 
 BOTH = INPUT_SHARED | OUTPUT
 CANARY = b"4929-CANARY-0007"
@@ -565,3 +566,140 @@ async def test_without_evidence_nothing_is_done(lab: Lab) -> None:
     await eventually(lambda: recorder.healthy)
     got = await connection.get(handle)
     assert got is not None and got.data == b"x" and directory.exists()
+
+
+# messages that the policy hides
+
+
+def spi_open(queue: str, options: int, selected: str = "", version: int = 4) -> Segment:
+    return msgspec.structs.replace(
+        build.spi_open(queue, options, version=version, selection=selected.encode()), conversation=0
+    )
+
+
+async def put_all(lab: Lab, *branches: str) -> None:
+    """Messages with a property, put around Grille."""
+    client = await Client.open("127.0.0.1", lab.upstream, CHANNEL, NAME)
+    connection = await client.connect()
+    for number, branch in enumerate(branches):
+        folder = f"<usr><branch>{branch}</branch><n dt='i4'>{number}</n></usr>".encode()
+        folder += b" " * (-len(folder) % 4)
+        rfh = struct.pack(">4sIIIi8sIII", b"RFH ", 2, 40 + len(folder), 273, 1208, b"MQSTR   ", 0, 1208, len(folder))
+        await connection.put1("A.QUEUE", rfh + folder + branch.encode(), Described("MQHRF2", 1208, 273))
+    await client.close()
+
+
+OWN = {"type": "field", "operator": "eq", "field": "branch", "value": "0042"}
+
+
+async def filtered(lab: Lab, condition: object, access: tuple[str, ...] = ("get", "browse")) -> None:
+    filters = {f"{NAME}/{name}": condition for name in ("A.QUEUE", "ALIAS")}
+    lab.grant({"client": EVERYTHING}, rules=dict.fromkeys(access, filters))
+
+
+@pytest.mark.parametrize(
+    ("condition", "seen"),
+    [
+        (OWN, ["0042"]),
+        ({**OWN, "field": "QM1/A.QUEUE.branch"}, ["0042"]),
+        ({**OWN, "operator": "ne"}, ["0001", "o'x", "0001"]),
+        ({**OWN, "value": "o'x"}, ["o'x"]),
+        ({**OWN, "value": "x' OR 'a'='a"}, []),
+        ({**OWN, "operator": "in", "value": ["0001", "o'x"]}, ["0001", "o'x", "0001"]),
+        ({**OWN, "operator": "ge", "field": "n", "value": 2}, ["o'x", "0001"]),
+        ({"type": "compound", "operator": "not", "value": [OWN]}, ["0001", "o'x", "0001"]),
+        (
+            {
+                "type": "compound",
+                "operator": "and",
+                "value": [{**OWN, "value": "0001"}, {**OWN, "operator": "gt", "field": "n", "value": 0}],
+            },
+            ["0001"],
+        ),
+        ({"type": "compound", "operator": "or", "value": [OWN, {**OWN, "value": "o'x"}]}, ["0042", "o'x"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [2, 4])
+async def test_hidden_messages_stay_on_the_queue(lab: Lab, condition: object, seen: list[str], version: int) -> None:
+    await put_all(lab, "0001", "0042", "o'x", "0001")
+    await filtered(lab, condition)
+    connection = await lab.connection()
+    reply = await connection.call(spi_open("A.QUEUE", INPUT_SHARED | BROWSE, version=version), "MQOPEN")
+    assert calls.opened(reply).version == version
+    handle = calls.handle(reply)
+    found = []
+    while (got := await connection.get(handle)) is not None:
+        found.append(got.data.rpartition(b" ")[2].rpartition(b">")[2].decode())
+    assert found == seen
+    left = [message.data[-4:].decode().lstrip(" >") for message in lab.manager.queues.named["A.QUEUE"].messages]
+    assert len(left) == 4 - len(seen)
+
+
+async def test_a_client_selects_within_what_it_may_see(lab: Lab) -> None:
+    await put_all(lab, "0042", "0001", "0042")
+    await filtered(lab, OWN)
+    connection = await lab.connection()
+    reply = await connection.call(spi_open("A.QUEUE", BROWSE, "n > 0 OR branch = '0001'"), "MQOPEN")
+    assert calls.opened(reply).selection == b"n > 0 OR branch = '0001'"
+    got = await connection.get(calls.handle(reply), requests.BROWSE_FIRST)
+    assert got is not None and got.data.endswith(b"0042")
+    assert await connection.get(calls.handle(reply), requests.BROWSE_NEXT) is None
+    for text in ("n = 0) OR (n = 1", "n = 0 OR branch = 'x", "n = 0)", "(n = 0"):
+        with fails(2035):
+            await connection.call(spi_open("A.QUEUE", BROWSE, text), "MQOPEN")
+
+
+async def test_a_filter_that_cannot_be_pushed_denies(lab: Lab) -> None:
+    connection = await lab.connection()
+    for condition in (
+        {**OWN, "field": "x y"}, {**OWN, "field": "not"}, {**OWN, "value": None}, {**OWN, "value": "a\nb"},
+        {**OWN, "operator": "in", "value": []}, {"type": "compound", "operator": "and", "value": []},
+        {"type": "compound", "operator": "not", "value": [OWN, OWN]}, {**OWN, "value": "x" * 11_000},
+    ):  # fmt: skip
+        await filtered(lab, condition)
+        with fails(2035):
+            await connection.call(spi_open("A.QUEUE", BROWSE), "MQOPEN")
+        assert lab.events(kind="statement")[-1].verdict.control == "AC-05"  # type: ignore[union-attr]
+    await filtered(lab, OWN)
+    with fails(2298):
+        await connection.open("A.QUEUE", BROWSE)
+    await filtered(lab, OWN, ("put",))
+    with fails(2035):
+        await connection.open("A.QUEUE", OUTPUT)
+
+
+async def test_a_filter_that_changes_takes_a_new_open(lab: Lab) -> None:
+    await put_all(lab, "0001", "0042")
+    connection = await lab.connection()
+    handle = calls.handle(await connection.call(spi_open("A.QUEUE", BROWSE), "MQOPEN"))
+    assert await connection.get(handle, requests.BROWSE_FIRST) is not None
+    await filtered(lab, OWN)
+    with fails(2035):
+        await connection.get(handle, requests.BROWSE_FIRST)
+    handle = calls.handle(await connection.call(spi_open("A.QUEUE", BROWSE), "MQOPEN"))
+    got = await connection.get(handle, requests.BROWSE_FIRST)
+    assert got is not None and got.data.endswith(b"0042")
+
+
+async def test_an_alias_does_not_lead_around_a_filter(lab: Lab) -> None:
+    connection = await lab.connection()
+    alias = calls.handle(await connection.call(spi_open("ALIAS", BROWSE), "MQOPEN"))
+    lab.grant({"client": EVERYTHING}, rules={"browse": {f"{NAME}/A.QUEUE": OWN}})
+    with fails(2035):
+        await connection.call(spi_open("ALIAS", BROWSE), "MQOPEN")
+    with fails(2035):
+        await connection.get(alias, requests.BROWSE_FIRST)
+    await filtered(lab, OWN)
+    await connection.call(spi_open("ALIAS", BROWSE), "MQOPEN")
+
+
+async def test_what_an_open_leads_to_is_asked_about_at_each_call(lab: Lab) -> None:
+    connection = await lab.connection()
+    handle = await connection.open("ALIAS", BOTH)
+    await connection.put(handle, b"x")
+    lab.grant({"client": EVERYTHING}, denied=[f"{NAME}/A.QUEUE"])
+    with fails(2035):
+        await connection.put(handle, b"y")
+    with fails(2035):
+        await connection.get(handle)
+    assert len(lab.manager.queues.named["A.QUEUE"].messages) == 1

@@ -49,6 +49,8 @@ _SPI_VERBS: Final = {1: "query", 6: "reserve", SPI_OPEN: "open"}
 _LPOO_SIZES: Final = {1: 32, 3: 88}
 _SPI_BLOCK: Final = API + 24
 """Where the block of an SPI call begins that has the call's own fields."""
+_UTF8: Final = 1208
+"""CCSID."""
 _OUTPUT, _FAIL_IF_QUIESCING = 0x10, 0x2000
 _NO_READ_AHEAD, _READ_AHEAD = 0x8_0000, 0x10_0000
 _MULTIPLEX_HEADER: Final = 8
@@ -211,14 +213,47 @@ def with_version(call: Segment, version: int) -> Segment:
     what = object_descriptor(_fields(call), at)
     if what.version == version:
         return call
-    order = "<" if call.little else ">"
-    old, new = OD_SIZES[what.version], OD_SIZES[version]
-    if what.size != old:
+    if what.size != OD_SIZES[what.version]:
         raise ProtocolError("an object descriptor with more than itself cannot change its version")
+    return _with_object(call, at, what.size, _in_version(call.body[at : at + what.size], version, call.little))
+
+
+def with_selection(call: Segment, selection: str) -> Segment:
+    """SPI open that opens the queue for the messages of this selection only.  Raises `ProtocolError`."""
+    at = _object_at(call)
+    what = object_descriptor(_fields(call), at)
+    if call.type is not Type.SPI or what.object_string:
+        raise ProtocolError("a selection cannot be put into this call")
+    od = bytearray(_in_version(call.body[at : at + min(what.size, OD_SIZES[4])], 4, call.little))
+    text = selection.encode()
+    struct.pack_into("<IiIii" if call.little else ">IiIii", od, 356, 0, OD_SIZES[4], 0, len(text), _UTF8)
+    return _with_object(call, at, what.size, bytes(od) + text + bytes(-len(text) % 4))
+
+
+def as_asked(reply: Segment, asked: Segment) -> Segment:
+    """The reply to an open, with its object descriptor in the form that the client sent.  Raises `ProtocolError`."""
+    at, own = _object_at(reply), _object_at(asked)
+    answered, wanted = object_descriptor(_fields(reply), at), object_descriptor(_fields(asked), own)
+    od = bytearray(_in_version(reply.body[at : at + OD_SIZES[answered.version]], wanted.version, reply.little))
+    if wanted.version == 4:
+        od[336:376] = asked.body[own + 336 : own + 376]  # where its strings are
+    strings = asked.body[own + OD_SIZES[wanted.version] : own + wanted.size]
+    return _with_object(reply, at, answered.size, bytes(od) + strings)
+
+
+def _in_version(od: bytes, version: int, little: bool) -> bytes:
+    """An object descriptor without its strings, in another version."""
+    order = "<" if little else ">"
+    kept = min(len(od), OD_SIZES[version])
+    return od[:4] + struct.pack(f"{order}I", version) + od[8:kept] + _EMPTY_OBJECT[order][kept : OD_SIZES[version]]
+
+
+def _with_object(call: Segment, at: int, size: int, what: bytes) -> Segment:
+    """The call with another object descriptor in the place of the one here, of ``size`` bytes with its strings."""
+    order = "<" if call.little else ">"
+    grown = len(what) - size
     body = bytearray(call.body)
-    struct.pack_into(f"{order}I", body, at + 4, version)
-    body[at + min(old, new) : at + old] = _EMPTY_OBJECT[order][min(old, new) : new]
-    grown = new - old
+    body[at : at + size] = what
     length = int.from_bytes(body[:4], "big") + grown
     if not 0 <= length < 1 << 32:
         raise ProtocolError("CallLength is too small for the call")

@@ -5,7 +5,11 @@ use := input.operation.relations[0]
 
 relation := concat("/", [use.schema, use.name])
 
-decision := object.union(data.base, {"allow": true, "filters": {relation: true}}) if granted
+decision := object.union(data.base, {"allow": true, "filters": {relation: row_filter}}) if granted
+
+default row_filter := true
+
+row_filter := data.rules[use.access][relation]
 
 decision := object.union(data.base, {
 	"allow": false,
