@@ -84,7 +84,13 @@ from grille.proxy.catalog_own import VIEWS, BuiltIn, View
 from grille.proxy.identity import Agent
 from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
-from grille.tokenization.provider import TokenizationError, TokenProvider, TokenRequest, Unfit
+from grille.tokenization.provider import (
+    TokenizationError,
+    TokenizationRefused,
+    TokenProvider,
+    TokenRequest,
+    Unfit,
+)
 
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
@@ -1244,6 +1250,14 @@ class Enforcement:
     ) -> Sequence[str | Unfit]:
         try:
             return await method(requests)  # type: ignore[misc, no-any-return]
+        except TokenizationRefused as error:
+            raise Refusal(
+                "TK-01",
+                "The tokenization provider does not serve this proxy, or has another key, so the statement is denied.",
+                sqlstate="58000",
+                hint="The operator of this proxy has to correct it. Statements without tokenized columns go on.",
+                detail_for_audit=str(error),
+            ) from None
         except TokenizationError as error:
             raise Refusal(
                 "TK-01",

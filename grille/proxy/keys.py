@@ -21,7 +21,7 @@ _HEXADECIMAL: Final = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal dig
 
 
 def token_provider(config: Config) -> EmbeddedProvider:
-    """The provider of all configured transformations.  Raises `ConfigError`."""
+    """The provider of all transformations whose keys Grille holds.  Raises `ConfigError`."""
     keys = [Key(key.name, key.version, _token_key(number, key)) for number, key in enumerate(config.keys)]
     transformations = [
         Transformation(
@@ -33,6 +33,7 @@ def token_provider(config: Config) -> EmbeddedProvider:
             template=transformation.template,
         )
         for transformation in config.transformations
+        if transformation.provider == "embedded"
     ]
     try:
         return EmbeddedProvider(transformations, keys)

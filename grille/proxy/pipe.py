@@ -476,14 +476,22 @@ class SharedPipes:
         except StopIteration:
             return
         work.close()
-        self.spawn(self._released(units))
+        waits = [any(item.to_release and item.ready.decoded_columns for item in unit.items) for unit in units]
+        for needed in (False, True):  # who needs no value of the provider does not wait for it
+            part = [unit for unit, wait in zip(units, waits, strict=True) if wait is needed]
+            if part:
+                self.spawn(self._released(part))
 
     async def _released(self, units: list[Unit]) -> None:
         """One call to the token provider for all."""
         items = [(unit, item) for unit in units for item in unit.items if item.to_release]
         began = time.perf_counter()
         enforcement = units[0].lane.enforcement
-        refused = await enforcement.release_all([(item.ready.prepared, item.to_release) for _, item in items])
+        refused: Sequence[Refusal | None]
+        try:
+            refused = await enforcement.release_all([(item.ready.prepared, item.to_release) for _, item in items])
+        except Refusal as away:  # the provider does not answer: each is run by its session, which tells it
+            refused = [away] * len(items)
         took = time.perf_counter() - began
         for (unit, item), refusal in zip(items, refused, strict=True):
             item.tokenize += took

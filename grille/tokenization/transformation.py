@@ -115,6 +115,7 @@ class Template:
         characters = ALPHABETS[alphabet]
         compiled: list[str] = []
         groups: list[bool] = []
+        example = ""
         shortest = 0
         open_ended = False
         position = 0
@@ -132,6 +133,7 @@ class Template:
                     raise TemplateError("a group of variable length is followed by a character of its own alphabet")
                 open_ended = False
                 compiled.append(f"({re.escape(literal)})")
+                example += literal
                 groups.append(False)
                 continue
             if open_ended:
@@ -150,6 +152,7 @@ class Template:
                 raise TemplateError("a run outside of groups must have one length")
             compiled.append(f"([{ALPHABETS[name]}]{{{least},{most}}})")
             groups.append(bool(piece["group"]))
+            example += (ALPHABETS[name] * least)[:least]
         if not any(groups):
             raise TemplateError("the template has no group: put what is to be encoded in parentheses, like (\\d{9})")
         if len(characters) ** shortest < RECOMMENDED_DOMAIN:
@@ -159,6 +162,8 @@ class Template:
             )
         self.shortest = shortest
         """Fewest characters that are encrypted."""
+        self.example = example
+        """A value that fits, of as few characters as possible."""
         self._match = re.compile("".join(compiled), re.ASCII).fullmatch
         self._encoded = tuple(groups)
         self._whole = groups == [True]
@@ -172,6 +177,16 @@ class Template:
             return (value,), value
         parts = found.groups()
         return parts, "".join(compress(parts, self._encoded))
+
+    def same_form(self, value: str, other: str) -> bool:
+        """Whether both fit, and differ in nothing but the characters to encode."""
+        left, right = self.split(value), self.split(other)
+        if left is None or right is None or len(value) != len(other):
+            return False
+        return self._whole or all(
+            len(one) == len(two) if encoded else one == two
+            for one, two, encoded in zip(left[0], right[0], self._encoded, strict=True)
+        )
 
     def join(self, parts: Sequence[str], characters: str) -> str:
         """The value with its encoded parts replaced by `characters`, which has their length."""

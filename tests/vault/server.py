@@ -440,7 +440,7 @@ class Vault:
         return token
 
     def _auth(self, token: Token) -> web.Response:
-        left = int(token.expires - self.now()) if token.expires != float("inf") else 0
+        left = round(token.expires - self.now()) if token.expires != float("inf") else 0
         auth = {
             "client_token": token.id, "accessor": token.accessor, "policies": token.policies,
             "token_policies": token.policies, "metadata": token.metadata, "lease_duration": left,
