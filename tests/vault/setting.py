@@ -63,3 +63,62 @@ def approle(vault: Vault, directory: Path, *, ttl: str = "1h", max_ttl: str = "2
     return Settings(
         address=vault.url, role_id_file=directory / "role-id", secret_id_file=directory / "secret-id", timeout=10.0
     )
+
+
+CONFIG = """
+[listener]
+certificate = "x"
+key = "x"
+[[trust_domains]]
+name = "bank.example"
+bundle = "x"
+[[identities]]
+spiffe_id = "spiffe://bank.example/agent"
+database = "bank"
+[[databases]]
+name = "bank"
+host = "/nowhere"
+database = "bank"
+role = "grille"
+tls = "off"
+[policy]
+bundle = "x"
+[audit]
+directory = "audit"
+signing_key = "x"
+"""
+
+
+def section(settings: Settings, more: str = "") -> str:
+    """[vault] of a file."""
+    return f"""
+[vault]
+address = "{settings.address}"
+role_id_file = "{settings.role_id_file}"
+secret_id_file = "{settings.secret_id_file}"
+{more}
+"""
+
+
+def entry(made: VaultTransformation) -> str:
+    """[[transformations]] of a file."""
+    version = int(made.vault_name.rpartition("-v")[2]) if made.vault_name != made.name else 1
+    return f"""
+[[transformations]]
+name = "{made.name}"
+kind = "fpe"
+provider = "vault"
+alphabet = "{made.alphabet}"
+template = '{made.template.pattern}'
+token_domain = "{made.name}-domain"
+version = {version}
+check = "{made.check}"
+"""
+
+
+def config_file(directory: Path, settings: Settings, *made: VaultTransformation) -> Path:
+    """A configuration of which only Vault is used."""
+    write_private(directory / "x", b"x")
+    path = directory / "grille.toml"
+    path.write_text(CONFIG + section(settings) + "".join(entry(each) for each in made))
+    return path
