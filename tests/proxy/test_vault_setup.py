@@ -90,7 +90,10 @@ def test_another_version_is_added_and_what_else_is_there_stays(vault: Vault, run
         (lambda engine: engine.templates["grille-ssn"].update(pattern=r"(\d{9})"), "! template grille-ssn: pattern is"),
         (lambda engine: engine.templates["grille-ssn"].update(encode_format="$1"), "! template grille-ssn: encode_for"),
         (lambda engine: engine.transformations["ssn"].update(tweak_source="internal"), "! transformation ssn: tweak_s"),
-        (lambda engine: engine.transformations["ssn"].update(type="masking", masking_character="*"), "! transformation ssn: t"),
+        (
+            lambda engine: engine.transformations["ssn"].update(type="masking", masking_character="*"),
+            "! transformation ssn: t",
+        ),
         (lambda engine: engine.transformations["ssn"].update(templates=["other"]), "! transformation ssn: template is"),
         (lambda engine: engine.transformations["ssn"].update(fpe_algorithm="ff3-1"), "! transformation ssn: its algor"),
         (
