@@ -422,6 +422,110 @@ def audit_files(desk: Desk) -> list[Path]:
     return [path for path in (desk.directory / "audit").rglob("*") if path.is_file()]
 
 
+RETURNING = "INSERT INTO customers (id, name, ssn) VALUES ({0}, 'new', '{1}') RETURNING id, ssn"
+
+
+@pytest.mark.parametrize("status", [503, 403, 400])
+async def test_a_write_whose_answer_needs_vault_is_not_done_without_it(desk: Desk, status: int) -> None:
+    """It has been executed when its row is to be decoded; so it is rolled back, alone and in a transaction."""
+    connection = await desk.session()
+    written = [next(_new) for _ in range(5)]
+    done = await connection.query(RETURNING.format(written[0], number(written[0])))
+    assert done.rows == ((str(written[0]), number(written[0])),)
+    desk.vault.faults.only, desk.vault.faults.status = "decode", status
+    try:
+        refused = await connection.query(RETURNING.format(written[1], number(written[1])))
+        assert (refused.sqlstate, refused.rows) == ("58000", ()), refused
+        sql = RETURNING.format("$1", "x").replace("'x'", "$2")
+        (refused,) = (await connection.ask(*extended(sql, written[2], number(written[2])), Sync())).results
+        assert (refused.sqlstate, refused.rows) == ("58000", ()), refused
+        unit = await connection.ask(Query("BEGIN"))
+        assert unit.status == "T"
+        refused = await connection.query(RETURNING.format(written[3], number(written[3])))
+        assert (refused.sqlstate, refused.rows) == ("58000", ()), refused
+        assert (await connection.query("SELECT 1")).sqlstate == "25P02"
+        await connection.ask(Query("COMMIT"))
+    finally:
+        desk.vault.faults.only, desk.vault.faults.status = "", 0
+    await recovered(connection)
+    done = await connection.query(RETURNING.format(written[4], number(written[4])))
+    assert done.rows == ((str(written[4]), number(written[4])),)
+    await connection.close()
+    with desk.owner() as owner:
+        rows = owner.execute("SELECT id FROM customers WHERE id = ANY(%s) ORDER BY id", (written,)).fetchall()
+    assert [row[0] for row in rows] == [written[0], written[4]]
+
+
+def test_copy_and_cursors_are_refused_as_a_whole(desk: Desk) -> None:
+    first = next(_new)
+    rows = [(first + n, f"name {first + n}", number(first + n)) for n in range(300)]
+    for _ in rows:
+        next(_new)
+    read = f"SELECT ssn FROM customers WHERE id >= {first} ORDER BY id LIMIT 300"
+    clear = [(ssn,) for _, _, ssn in rows]
+    identity = desk.identity
+    with psycopg.connect(
+        host="localhost", port=desk.port, user="teller", dbname="desk", sslmode="verify-full",
+        sslrootcert=identity / "ca.pem", sslcert=identity / "teller.pem", sslkey=identity / "teller.key",
+        autocommit=True,
+    ) as agent:  # fmt: skip
+
+        def write() -> None:
+            with agent.cursor().copy("COPY customers (id, name, ssn) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+
+        def export() -> list[Any]:
+            with agent.cursor().copy(f"COPY ({read}) TO STDOUT") as copy:
+                return list(copy.rows())
+
+        def fetch() -> list[Any]:
+            with agent.transaction():
+                agent.execute(f"DECLARE c CURSOR FOR {read}")
+                return agent.execute("FETCH ALL FROM c").fetchall()
+
+        for fault, value, usual in (("sealed", True, False), ("status", 404, 0)):
+            setattr(desk.vault.faults, fault, value)
+            try:
+                with pytest.raises(psycopg.errors.SystemError, match="TK-01"):
+                    write()
+            finally:
+                setattr(desk.vault.faults, fault, usual)
+        with desk.owner() as owner:
+            assert not owner.execute("SELECT 1 FROM customers WHERE id >= %s", (first,)).fetchall()
+        asyncio.run(served_again(desk))
+        write()
+        assert export() == clear
+        assert fetch() == clear
+        for fault, value, usual in (("sealed", True, False), ("status", 404, 0)):
+            setattr(desk.vault.faults, fault, value)
+            try:
+                for what in (export, fetch):
+                    with pytest.raises(psycopg.errors.SystemError, match="TK-01"):
+                        what()
+            finally:
+                setattr(desk.vault.faults, fault, usual)
+        asyncio.run(served_again(desk))
+        assert fetch() == clear
+    with desk.owner() as owner:
+        stored = owner.execute("SELECT ssn FROM customers WHERE id >= %s ORDER BY id", (first,)).fetchall()
+    assert stored == [(token,) for token in desk._vaulted(*(ssn for _, _, ssn in rows))]
+
+
+async def served_again(desk: Desk) -> None:
+    """By both workers: a connection may come to either."""
+    for _ in range(4):
+        connection = await desk.session()
+        await recovered(connection)
+        await connection.close()
+
+
+async def recovered(connection: Connection) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while (await connection.query("SELECT ssn FROM customers WHERE id = 1")).rows != ((number(1),),):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 async def test_a_worker_that_starts_without_vault_serves_what_does_not_need_it(desk: Desk) -> None:
     connection = await desk.session()
     await connection.close()
@@ -441,9 +545,7 @@ async def test_a_worker_that_starts_without_vault_serves_what_does_not_need_it(d
         assert not await asyncio.to_thread(desk.up)
     finally:
         desk.vault.up()
-    async with asyncio.timeout(DEADLINE):
-        while (await connection.query("SELECT ssn FROM customers WHERE id = 1")).rows != ((number(1),),):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await recovered(connection)
     await connection.close()
 
 

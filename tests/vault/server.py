@@ -88,6 +88,8 @@ class Faults:
     """Answers of the next requests of the data path (encode, decode), one each."""
     status: int = 0
     """The answer of every request of the data path; 0: the true one."""
+    only: str = ""
+    """Such an answer (of ``status``) is given to this operation only, like ``decode``."""
     retry_after: str = ""
     """Header with these."""
     partial_status: int = 400
@@ -807,6 +809,8 @@ class Vault:
             request.transport.abort()
             return web.Response()
         status = faults.statuses.popleft() if faults.statuses else faults.status
+        if faults.only and faults.only != part:
+            status = 0
         if status:
             raise Fault(status, _SAID.get(status, "internal error"))
         name, _, style = name.partition("/")
