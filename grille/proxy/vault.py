@@ -60,6 +60,9 @@ class VaultTransform:
         self._on_event = on_event or (lambda name, text: None)
         self._loop = asyncio.get_running_loop()
         self._session: aiohttp.ClientSession | None = None
+        self._seen_files: tuple[int, ...] | None = None
+        self._leaving: list[aiohttp.ClientSession] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self.login = VaultLogin(settings, on_event)
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self.cache = Cache(settings.cache_entries, settings.cache_seconds)
@@ -91,8 +94,9 @@ class VaultTransform:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        for session in (*self._leaving, self._session):
+            if session is not None:
+                await session.close()
 
     async def _ask(self, batch: Sequence[TokenRequest], direction: Direction) -> Sequence[str | Unfit]:
         """Waits for nothing, not even for a turn of the loop, if every answer is known.
@@ -258,16 +262,57 @@ class VaultTransform:
             return answer.status, bytes(raw), _seconds(answer.headers.get("Retry-After", ""))
 
     def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            settings = self._settings
-            context: Any = True
+        """The connections in use; new ones if a certificate file was replaced, as SPIFFE helpers do every hour or so.
+
+        Raises OSError or ValueError if there are none and the files cannot be used; else the old ones stay in use.
+        """
+        files = self._files()
+        if self._session is not None and files == self._seen_files:
+            return self._session
+        self._seen_files = files
+        settings = self._settings
+        context: Any = True
+        try:
             if settings.address.startswith("https:"):
                 context = ssl.create_default_context(cafile=settings.ca)
                 if settings.client_certificate is not None:
                     context.load_cert_chain(settings.client_certificate, settings.client_key)
-            connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context, keepalive_timeout=_KEPT_SECONDS)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        except (OSError, ValueError) as error:
+            if self._session is None:
+                self._seen_files = None
+                raise
+            log.error(
+                "new certificates for Vault cannot be used; the old ones stay",
+                extra={"fields": {"problem": type(error).__name__}},
+            )
+            return self._session
+        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context, keepalive_timeout=_KEPT_SECONDS)
+        old, self._session = (
+            self._session,
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)),
+        )
+        if old is not None:
+            self._leaving.append(old)
+            self._loop.call_later(2 * settings.timeout, self._leave, old)  # after what is in flight there
         return self._session
+
+    def _files(self) -> tuple[int, ...]:
+        """When each certificate file was last written; 0 for one that is not there."""
+        settings = self._settings
+        found = []
+        for path in (settings.ca, settings.client_certificate, settings.client_key):
+            if path is not None:
+                try:
+                    found.append(path.stat().st_mtime_ns)
+                except OSError:
+                    found.append(0)
+        return tuple(found)
+
+    def _leave(self, session: aiohttp.ClientSession) -> None:
+        task = self._loop.create_task(session.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._leaving.remove(session)
 
 
 class _Call:

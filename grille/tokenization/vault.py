@@ -167,7 +167,7 @@ def judge(status: int, raw: bytes) -> Answer:
         return Answer.DONE
     if status == 412:
         return Answer.STALE
-    if status in (429, 472, 473) or status >= 500:
+    if status in (307, 429, 472, 473) or status >= 500:  # 307: a standby that cannot forward; the next may
         return Answer.BUSY
     return Answer.FORBIDDEN if status in (401, 403) else Answer.WRONG
 

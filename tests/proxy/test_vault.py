@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hvac
 import jwt
 import msgspec
 import pytest
@@ -399,7 +401,7 @@ async def test_a_signed_token_logs_in(vault: Vault, settings: Settings, tmp_path
 
 async def test_a_certificate_logs_in_and_goes_with_every_request(tmp_path: Path) -> None:
     context, ca, (certificate, key) = tls(tmp_path)
-    context.verify_mode = __import__("ssl").CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED
     with Vault(tls=context) as vault:
         set_up(vault, [transformation()])
         vault._spaces[""].methods["cert"] = ("cert", {"certs/grille": {
@@ -415,6 +417,48 @@ async def test_a_certificate_logs_in_and_goes_with_every_request(tmp_path: Path)
         async with provider(settings, transformation(), ca=None) as made:
             with pytest.raises(LoginFailed):
                 await encoded(made, VALUE)
+
+
+async def test_a_replaced_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:
+    context, ca, (certificate, key) = tls(tmp_path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with Vault(tls=context) as vault:
+        set_up(vault, [transformation()])
+        settings = msgspec.structs.replace(
+            approle_over_tls(vault, tmp_path, ca, certificate, key),
+            ca=ca, client_certificate=Path(certificate), client_key=Path(key),
+        )  # fmt: skip
+        async with provider(settings, transformation(), timeout=1.0) as made:
+            await encoded(made, VALUE)
+            await encoded(made, VALUE)
+            assert len({seen.peer for seen in vault.seen}) == 1
+            good = swapped(certificate, b"half of a certi")
+            await encoded(made, VALUE)
+            assert len({seen.peer for seen in vault.seen}) == 1
+            swapped(certificate, good)
+            await encoded(made, VALUE)
+            assert len({seen.peer for seen in vault.seen}) == 2
+            await until(lambda: not made._leaving and not made._closing)
+
+
+def swapped(file: str, content: bytes) -> bytes:
+    """Write a file; what was in it."""
+    before = Path(file).read_bytes()
+    Path(file).write_bytes(content)
+    return before
+
+
+def approle_over_tls(vault: Vault, directory: Path, ca: Path, certificate: str, key: str) -> Settings:
+    client = hvac.Client(url=vault.url, token=vault.root, verify=str(ca), cert=(certificate, key))
+    client.sys.enable_auth_method("approle")
+    client.auth.approle.create_or_update_approle("grille", token_policies=["root"], token_ttl="1h")
+    write_private(directory / "role-id", client.auth.approle.read_role_id("grille")["data"]["role_id"].encode())
+    secret_id = client.auth.approle.generate_secret_id("grille")["data"]["secret_id"]
+    write_private(directory / "secret-id", secret_id.encode())
+    client.adapter.close()
+    return Settings(
+        address=vault.url, role_id_file=directory / "role-id", secret_id_file=directory / "secret-id", timeout=10.0
+    )
 
 
 async def test_a_namespace_goes_with_every_request(vault: Vault, settings: Settings) -> None:
