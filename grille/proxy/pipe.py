@@ -41,7 +41,7 @@ from grille.proxy.upstream import MESSAGE_LIMIT, STATEMENT_LIMIT, Profile, Upstr
 if TYPE_CHECKING:
     from grille.protocols.postgres.rewrite import Plan
     from grille.proxy.config import Database
-    from grille.proxy.fastpath import Lane, Unit
+    from grille.proxy.fastpath import Item, Lane, Unit
 
 PIPE_DEPTH: Final = 512
 """Units in flight on one shared pipe."""
@@ -476,11 +476,12 @@ class SharedPipes:
         except StopIteration:
             return
         work.close()
-        waits = [any(item.to_release and item.ready.decoded_columns for item in unit.items) for unit in units]
-        for needed in (False, True):  # who needs no value of the provider does not wait for it
-            part = [unit for unit, wait in zip(units, waits, strict=True) if wait is needed]
-            if part:
-                self.spawn(self._released(part))
+        parts: dict[frozenset[str], list[Unit]] = {}
+        for unit in units:  # who needs no token, or others, does not wait for a provider that does not answer
+            needs = {name for item in unit.items if item.to_release for name in _transformations(item)}
+            parts.setdefault(frozenset(needs), []).append(unit)
+        for part in parts.values():
+            self.spawn(self._released(part))
 
     async def _released(self, units: list[Unit]) -> None:
         """One call to the token provider for all."""
@@ -535,3 +536,10 @@ class SharedPipes:
                 pipe.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _transformations(item: Item) -> list[str]:
+    """Those by which values of its rows are decoded."""
+    plan = item.ready.plan
+    results = plan.results if plan is not None else ()
+    return [result.transformation for result in results if result is not None and result.transformation is not None]
