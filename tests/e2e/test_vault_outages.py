@@ -164,11 +164,10 @@ class Desk(Served):
             role["secret_ids"] = role.pop("kept")
 
     def another_key(self) -> None:
-        self._key = self.vault.engine().keys[SSN]
-        self.vault.rekey(SSN)
+        self._key = self.vault.rekey(SSN)
 
     def the_key(self) -> None:
-        self.vault.engine().keys[SSN] = self._key
+        self.vault.rekey(SSN, key=self._key)
 
 
 @pytest.fixture(scope="module")

@@ -317,9 +317,21 @@ class Vault:
         """Mount an engine, in a namespace that is made if it has to be."""
         return self._spaces.setdefault(namespace, Space()).engines.setdefault(mount, Engine())
 
-    def rekey(self, transformation: str, mount: str = "transform", namespace: str = "") -> None:
-        """Give a transformation another key, as a Vault that was set up anew has it."""
-        self.engine(mount, namespace).keys[transformation] = secrets.token_bytes(32)
+    def rekey(
+        self, transformation: str, mount: str = "transform", namespace: str = "", key: bytes | None = None
+    ) -> bytes:
+        """Give a transformation another key, as a Vault that was set up anew has it; the one that it had.
+
+        That is between two requests, never within one.
+        """
+        keys = self.engine(mount, namespace).keys
+        before = keys.get(transformation, b"")
+
+        async def change() -> None:
+            keys[transformation] = key or secrets.token_bytes(32)
+
+        self._do(change())
+        return before
 
     def revoke_all(self) -> None:
         """Revoke every token but root's."""
