@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import tempfile
@@ -18,11 +19,13 @@ from grille.proxy import keys
 from grille.proxy.catalog import READ_FAILURES, connect, read_catalog
 from grille.proxy.config import Config, ConfigError, Database
 from grille.proxy.mq_check import check_queue_manager
+from grille.proxy.providers import vault_transformations
 from grille.proxy.quota_store import connect as connect_store
 from grille.proxy.report import Report
 from grille.proxy.revocation import RevocationError, Revocations
 from grille.proxy.tls import CertificateError, Certificates
 from grille.proxy.upstream import UpstreamConnection
+from grille.tokenization.provider import TokenizationError, TokenRequest
 
 TEXT_LIKE: Final = "S"
 """pg_type.typcategory of text, varchar, char(n), name and domains over them."""
@@ -43,6 +46,7 @@ async def check(config: Config, out: TextIO) -> int:
     report = Report(out)
     report.ok("configuration", f"{len(config.identities)} identities, fingerprint {config.fingerprint[:16]}")
     _keys(config, report)
+    await _vault(config, report)
     _certificate(config, report)
     _revocations(config, report)
     _audit(config, report)
@@ -64,6 +68,41 @@ def _keys(config: Config, report: Report) -> None:
                 report.fail(item, f"{problem.key} {problem.what}", problem.fix)
         else:
             report.ok(item)
+
+
+async def _vault(config: Config, report: Report) -> None:
+    """Log in, and have each transformation's example encoded and decoded, as statements have their values."""
+    try:
+        transformations = vault_transformations(config)
+    except ConfigError as error:
+        for problem in error.problems:
+            report.fail("vault", f"{problem.key} {problem.what}", problem.fix)
+        return
+    if not transformations:
+        return
+    from grille.proxy.vault import VaultTransform  # its HTTP client takes a while to import
+
+    vault = VaultTransform(config.vault, transformations)
+    login = asyncio.create_task(vault.watch())
+    try:
+        for name, transformation in vault.transformations.items():
+            item = f"vault transformation {name}"
+            try:
+                (token,) = await vault.encode([TokenRequest(name, transformation.example)])
+                (value,) = await vault.decode([TokenRequest(name, str(token))])
+            except TokenizationError as error:
+                report.fail(item, str(error), "See that Vault is there and its engine as grille tokens setup shows.")
+                continue
+            if value != transformation.example:
+                report.fail(item, "does not decode what it encodes", "See grille tokens setup.")
+            elif not transformation.check:
+                report.warn(item, f'works, but another key would not be noticed: give it check = "{token}"')
+            else:
+                report.ok(item, f"{config.vault.address}, key as in its check")
+    finally:
+        login.cancel()
+        await asyncio.gather(login, return_exceptions=True)
+        await vault.close()
 
 
 async def _policy(config: Config, report: Report) -> None:

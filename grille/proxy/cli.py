@@ -109,7 +109,16 @@ or a directory of sources.  Needs no database.  Exit 1 if anything changes.
 """
 
 _TOKENS = """\
-Works on tokenization: checks the format-preserving encryption that Grille has embedded.
+Works on tokenization: checks the format-preserving encryption that Grille has embedded, and sets up
+Vault's Transform engine.
+"""
+
+_SETUP = """\
+Compares Vault's Transform engine with the transformations of the configuration that it has to make,
+and prints what is missing (+), to be extended (~) or wrong (!); --apply makes and extends.  What stored
+tokens depend on is never changed.  Prints the token by which each key is known (transformations.check).
+Logs in as the configuration says, or with the token of a file.  The last line is
+"setup differences=N applied=N", exit 1 if a difference is left, 2 if Vault cannot be used.
 """
 
 _VECTORS = """\
@@ -253,12 +262,24 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("--since", metavar="TIME", help="RFC 3339, like 2026-11-24T08:00:00Z")
     diff.add_argument("--until", metavar="TIME", help="RFC 3339")
 
-    tokens = command(commands, "tokens", "check tokenization", _TOKENS, "grille tokens vectors ff1-vectors.jsonl")
+    tokens = command(
+        commands, "tokens", "check and set up tokenization", _TOKENS, "grille tokens vectors ff1-vectors.jsonl"
+    )
     steps = tokens.add_subparsers(dest="part", metavar="PART", required=True)
     vectors = command(
         steps, "vectors", "published test vectors", _VECTORS, "grille tokens vectors ff1-vectors.jsonl"
     )  # fmt: skip
     vectors.add_argument("file", metavar="FILE", type=Path, help="the cases")
+
+    setup = configured(
+        command(
+            steps, "setup", "set up Vault's engine", _SETUP,
+            "grille tokens setup --config grille.toml",
+            "grille tokens setup --config grille.toml --token-file admin.token --apply",
+        )
+    )  # fmt: skip
+    setup.add_argument("--apply", action="store_true", help="make what is missing")
+    setup.add_argument("--token-file", metavar="FILE", type=Path, help="a token that may administer the engine")
 
     mq = command(commands, "mq", "try queue managers", _MQ, "grille mq check --config grille.toml --queue GRILLE.TEST")
     steps = mq.add_subparsers(dest="part", metavar="PART", required=True)
@@ -305,7 +326,7 @@ def _run(chosen: argparse.Namespace) -> int:
             from grille.proxy import policy_commands
 
             return policy_commands.run(chosen, sys.stdout, sys.stderr)
-        case "tokens":
+        case "tokens" if chosen.part != "setup":
             from grille.proxy import token_commands
 
             return token_commands.run(chosen, sys.stdout, sys.stderr)
@@ -349,6 +370,12 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
             from grille.proxy import policy_commands
 
             return asyncio.run(policy_commands.lint(config, chosen.policy, chosen.accept, sys.stdout, sys.stderr))
+        case "tokens":
+            from grille.proxy import vault_setup
+
+            return vault_setup.run(
+                config, apply=chosen.apply, token_file=chosen.token_file, out=sys.stdout, err=sys.stderr
+            )
         case _:
             from grille.proxy.explain import explain
 

@@ -190,8 +190,17 @@ class Transformation(_Section, frozen=True, kw_only=True):
     """Regular expression with one group for each run of characters to encode; the rest is kept as it is."""
     token_domain: str
     """Columns that are to be joined share one."""
-    key: str
-    """Name of a [[keys]] entry."""
+    key: str = ""
+    """Name of a [[keys]] entry; only with ``provider = "embedded"``, which needs it."""
+    provider: Literal["embedded", "vault"] = "embedded"
+    """Who makes the tokens: Grille itself with a key that it holds, or the Transform engine of [vault] (``fpe`` only),
+    where each transformation has a key of its own, so that no two can share a token domain."""
+    version: Annotated[int, Meta(ge=1)] = 1
+    """With ``provider = "vault"``: which of the transformation's keys.  It is part of the tweak, and from 2 on of the
+    transformation's name in Vault (``NAME-v2``)."""
+    check: str = ""
+    """With ``provider = "vault"``: the token by which Vault's key is known; ``grille tokens setup`` prints it.  While
+    Vault has another key, nothing is encoded or decoded; without it, another key is not noticed."""
     fpe_algorithm: Literal["ff1", "ff3-1"] = "ff1"
     """``ff3-1`` (withdrawn by NIST in 2025) reads what Vault made with it, and makes nothing: its columns can be
     selected, not written or searched."""
@@ -226,6 +235,54 @@ class Pkcs11(_Section, frozen=True, kw_only=True):
     """The label that the token was initialized with."""
     pin_file: Path | None = None
     """File whose first line is the user's PIN; must not be readable by others."""
+
+
+class Vault(_Section, frozen=True, kw_only=True):
+    """The Vault (Enterprise or HCP, with its Transform engine) of the transformations whose ``provider`` it is."""
+
+    address: str = ""
+    """Its address, like ``https://vault.example:8200``.  Without TLS on loopback only."""
+    namespace: str = ""
+    """Namespace of the engine and of the login method; empty: the root namespace."""
+    mount: str = "transform"
+    """Where the Transform engine is mounted."""
+    role: str = "grille"
+    """The engine's role that Grille uses; ``grille tokens setup`` makes it."""
+    ca: Path | None = None
+    """PEM file: the CA of Vault's certificate; without it, the system's CAs."""
+    client_certificate: Path | None = None
+    """PEM file: certificate (an X.509-SVID, say) that Grille shows Vault, also to log in by it (``auth = "cert"``)."""
+    client_key: Path | None = None
+    """PEM file: its private key; must not be readable by others."""
+    auth: Literal["approle", "kubernetes", "jwt", "cert"] = "approle"
+    """How Grille logs in."""
+    auth_mount: str = ""
+    """Where that method is mounted; empty: under its own name."""
+    auth_role: str = ""
+    """Its role (kubernetes, jwt; cert: empty for any)."""
+    role_id_file: Path | None = None
+    """approle: file whose first line is the role's id; must not be readable by others."""
+    secret_id_file: Path | None = None
+    """approle: file whose first line is the secret id; must not be readable by others."""
+    jwt_file: Path | None = None
+    """kubernetes, jwt: file with the token (of the service account, or a JWT-SVID), read anew for each login; must not
+    be readable by others."""
+    timeout: Seconds = 2.0
+    """How long a statement waits for its tokens, with all attempts; then it is refused."""
+    batch_values: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    """Most values in one request."""
+    batch_bytes: Annotated[int, Meta(ge=4096, le=32 * 1024 * 1024)] = 1024 * 1024
+    """Largest request; Vault's own limit is 32 MiB."""
+    breaker_failures: Annotated[int, Meta(ge=1)] = 5
+    """After so many attempts in a row without an answer, Vault is not asked for ``breaker_seconds``, and statements
+    that need it are refused at once."""
+    breaker_seconds: Seconds = 5.0
+    """How long; then one request tries."""
+    cache_entries: Annotated[int, Meta(ge=0)] = 0
+    """Values and tokens kept in memory, in clear, a worker, so that they need not be asked for again; 0 keeps none."""
+    cache_seconds: Seconds = 60.0
+    """How long each is kept: not longer than the login lasts under which it was got, so that a Vault that is away, or
+    has revoked Grille's token, is missed after this time at the latest."""
 
 
 class Column(_Section, frozen=True, kw_only=True):
@@ -362,6 +419,7 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
     pkcs11: Pkcs11 = Pkcs11()
+    vault: Vault = Vault()
     admin: Admin = Admin()
     quotas: Quotas = Quotas()
     process: Process = Process()
@@ -555,6 +613,7 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from _databases(config)
     yield from _queue_managers(config)
     yield from _tokens(config)
+    yield from _vault(config)
     yield from _policy(config.policy)
     yield from _quota_store(config.quotas)
     yield from _secret("audit.signing_key", config.audit.signing_key)
@@ -758,7 +817,8 @@ def _tokens(config: Config) -> Iterator[Problem]:
     if any(key.pkcs11 for key in config.keys):
         yield from _token(config.pkcs11)
     for number, transformation in enumerate(config.transformations):
-        yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
+        if transformation.provider == "embedded":
+            yield from _reference(f"transformations[{number}].key", transformation.key, "keys", keys)
         yield from _old_algorithm(f"transformations[{number}]", transformation)
         try:
             re.compile(transformation.template)
@@ -794,6 +854,9 @@ def _old_algorithm(prefix: str, transformation: Transformation) -> Iterator[Prob
     if transformation.kind != "fpe":
         fix = 'Remove it, or say kind = "fpe".'
         yield Problem(f"{prefix}.fpe_algorithm", '"ff3-1"', "is an algorithm of fpe", fix)
+    if transformation.provider != "embedded":
+        fix = 'Remove it, or provider = "vault": Vault makes tokens with FF1.'
+        yield Problem(f"{prefix}.fpe_algorithm", '"ff3-1"', 'cannot be combined with provider = "vault"', fix)
     if len(supplied_tweak(transformation)) != TWEAK_BYTES:
         fix = f"Give the {TWEAK_BYTES} bytes in base64, as Vault was given them."
         yield Problem(f"{prefix}.tweak", _shown(transformation.tweak), f"is not {TWEAK_BYTES} bytes in base64", fix)
@@ -805,6 +868,86 @@ def supplied_tweak(transformation: Transformation) -> bytes:
         return base64.b64decode(transformation.tweak, validate=True)
     except ValueError:
         return b""
+
+
+_VAULT = re.compile(r"https?://[^/?#@\s]+/?")
+_VAULT_PATH = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+_VAULT_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LOGIN_FILES = {
+    "approle": ("role_id_file", "secret_id_file"),
+    "kubernetes": ("jwt_file",),
+    "jwt": ("jwt_file",),
+    "cert": ("client_certificate", "client_key"),
+}
+
+
+def _vault(config: Config) -> Iterator[Problem]:
+    """The [vault] section, and what is said of it elsewhere."""
+    vault = config.vault
+    domains: dict[str, str] = {}
+    for number, transformation in enumerate(config.transformations):
+        key = f"transformations[{number}]"
+        name, domain = transformation.name, transformation.token_domain
+        if transformation.provider == "embedded":
+            for field in ("version", "check"):
+                if getattr(transformation, field) not in (1, ""):
+                    what = 'is for provider = "vault" only'
+                    yield Problem(f"{key}.{field}", _shown(getattr(transformation, field)), what, "Remove it.")
+            if domains.setdefault(domain, "") != "":
+                yield from _shared_domain(key, domain, domains[domain])
+            continue
+        if not vault.address:
+            yield Problem("vault.address", "", f'is missing, and the transformation "{name}" needs it',
+                          "Give it like https://vault.example:8200.")  # fmt: skip
+        if transformation.kind != "fpe":
+            fix = 'Use kind = "fpe", or provider = "embedded" for free text.'
+            yield Problem(f"{key}.kind", _shown(transformation.kind), "is not made by Vault", fix)
+        if transformation.key:
+            fix = 'Remove it: the key is in Vault. Or remove provider = "vault".'
+            yield Problem(f"{key}.key", _shown(transformation.key), 'cannot be combined with provider = "vault"', fix)
+        if not _VAULT_NAME.fullmatch(name):
+            fix = 'Use letters, digits, "_", "-" and "."; it is part of an address.'
+            yield Problem(f"{key}.name", _shown(name), "cannot be a transformation's name in Vault", fix)
+        if domain in domains:
+            yield from _shared_domain(key, domain, domains[domain])
+        domains[domain] = name
+    if vault.address:
+        yield from _vault_section(vault)
+
+
+def _shared_domain(key: str, domain: str, other: str) -> Iterator[Problem]:
+    what = f'is also that of "{other}", which has a key of its own in Vault' if other else "is also made by Grille"
+    fix = "Let all columns of one token domain name the same transformation."
+    yield Problem(f"{key}.token_domain", _shown(domain), what, fix)
+
+
+def _vault_section(vault: Vault) -> Iterator[Problem]:
+    if not _VAULT.fullmatch(vault.address):
+        fix = "Give it like https://vault.example:8200, without a path, user or password."
+        yield Problem("vault.address", _shown(vault.address), "is not an http or https address", fix)
+    elif not vault.address.startswith("https:") and not _LOOPBACK.fullmatch(urlsplit(vault.address).hostname or ""):
+        fix = "Use https: values and Grille's token go there."
+        yield Problem("vault.address", _shown(vault.address), "has no TLS and is not on loopback", fix)
+    for name in ("namespace", "mount", "role", "auth_mount"):
+        value = getattr(vault, name)
+        form = _VAULT_NAME if name == "role" else _VAULT_PATH
+        if not form.fullmatch(value) and (value or name in ("mount", "role")):
+            fix = 'Use letters, digits, "_", "-" and ".", without "/" at the ends.'
+            yield Problem(f"vault.{name}", _shown(value), "cannot be a part of an address", fix)
+    if vault.auth in ("kubernetes", "jwt") and not vault.auth_role:
+        yield Problem("vault.auth_role", "", f'is missing, and auth = "{vault.auth}" needs it', "Name its role.")
+    for name in _LOGIN_FILES[vault.auth]:
+        if getattr(vault, name) is None:
+            yield Problem(f"vault.{name}", "", f'is missing, and auth = "{vault.auth}" needs it', "Name the file.")
+    if (vault.client_certificate is None) != (vault.client_key is None) and vault.auth != "cert":
+        absent = "client_key" if vault.client_key is None else "client_certificate"
+        yield Problem(f"vault.{absent}", "", "is missing", "client_certificate and client_key go together.")
+    for name in ("ca", "client_certificate"):
+        if getattr(vault, name) is not None:
+            yield from _file(f"vault.{name}", getattr(vault, name))
+    for name in ("client_key", "role_id_file", "secret_id_file", "jwt_file"):
+        if getattr(vault, name) is not None:
+            yield from _secret(f"vault.{name}", getattr(vault, name))
 
 
 def _reference(key: str, value: str, section: str, known: list[str]) -> Iterator[Problem]:

@@ -84,7 +84,14 @@ from grille.proxy.catalog_own import VIEWS, BuiltIn, View
 from grille.proxy.identity import Agent
 from grille.proxy.startup import cut_comment
 from grille.tokenization import masking
-from grille.tokenization.provider import ReadOnly, TokenizationError, TokenProvider, TokenRequest, Unfit
+from grille.tokenization.provider import (
+    ReadOnly,
+    TokenizationError,
+    TokenizationRefused,
+    TokenProvider,
+    TokenRequest,
+    Unfit,
+)
 
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
@@ -1225,6 +1232,14 @@ class Enforcement:
                 "The statement gives a value for a tokenized column whose tokens are only read here, not made.",
                 sqlstate="0A000",
                 hint="Such a column can be selected; it cannot be written, or compared with a value.",
+                detail_for_audit=str(error),
+            ) from None
+        except TokenizationRefused as error:
+            raise Refusal(
+                "TK-01",
+                "The tokenization provider does not serve this proxy, or has another key, so the statement is denied.",
+                sqlstate="58000",
+                hint="The operator of this proxy has to correct it. Statements without tokenized columns go on.",
                 detail_for_audit=str(error),
             ) from None
         except TokenizationError as error:

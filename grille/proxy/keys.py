@@ -24,7 +24,7 @@ _HEXADECIMAL: Final = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal dig
 
 
 def token_provider(config: Config) -> EmbeddedProvider:
-    """The provider of all configured transformations.  Raises `ConfigError`."""
+    """The provider of all transformations whose keys Grille holds.  Raises `ConfigError`."""
     materials = _on_token(config) if any(key.pkcs11 for key in config.keys) else {}
     keys = [
         Key(key.name, key.version, materials[number] if key.pkcs11 else _token_key(number, key))
@@ -42,6 +42,7 @@ def token_provider(config: Config) -> EmbeddedProvider:
             supplied_tweak=supplied_tweak(transformation),
         )
         for transformation in config.transformations
+        if transformation.provider == "embedded"
     ]
     try:
         return EmbeddedProvider(transformations, keys)

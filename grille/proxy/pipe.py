@@ -41,7 +41,7 @@ from grille.proxy.upstream import MESSAGE_LIMIT, STATEMENT_LIMIT, Profile, Upstr
 if TYPE_CHECKING:
     from grille.protocols.postgres.rewrite import Plan
     from grille.proxy.config import Database
-    from grille.proxy.fastpath import Lane, Unit
+    from grille.proxy.fastpath import Item, Lane, Unit
 
 PIPE_DEPTH: Final = 512
 """Units in flight on one shared pipe."""
@@ -476,14 +476,23 @@ class SharedPipes:
         except StopIteration:
             return
         work.close()
-        self.spawn(self._released(units))
+        parts: dict[frozenset[str], list[Unit]] = {}
+        for unit in units:  # who needs no token, or others, does not wait for a provider that does not answer
+            needs = {name for item in unit.items if item.to_release for name in _transformations(item)}
+            parts.setdefault(frozenset(needs), []).append(unit)
+        for part in parts.values():
+            self.spawn(self._released(part))
 
     async def _released(self, units: list[Unit]) -> None:
         """One call to the token provider for all."""
         items = [(unit, item) for unit in units for item in unit.items if item.to_release]
         began = time.perf_counter()
         enforcement = units[0].lane.enforcement
-        refused = await enforcement.release_all([(item.ready.prepared, item.to_release) for _, item in items])
+        refused: Sequence[Refusal | None]
+        try:
+            refused = await enforcement.release_all([(item.ready.prepared, item.to_release) for _, item in items])
+        except Refusal as away:  # the provider does not answer: each is run by its session, which tells it
+            refused = [away] * len(items)
         took = time.perf_counter() - began
         for (unit, item), refusal in zip(items, refused, strict=True):
             item.tokenize += took
@@ -527,3 +536,10 @@ class SharedPipes:
                 pipe.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _transformations(item: Item) -> list[str]:
+    """Those by which values of its rows are decoded."""
+    plan = item.ready.plan
+    results = plan.results if plan is not None else ()
+    return [result.transformation for result in results if result is not None and result.transformation is not None]

@@ -53,6 +53,7 @@ from grille.proxy.node import (
     worker_name,
 )
 from grille.proxy.pipe import SharedPipes, Turn
+from grille.proxy.providers import Provider
 from grille.proxy.queues import Queues
 from grille.proxy.quota import QuotaReached, Quotas, Table
 from grille.proxy.quota_store import StoreCounters
@@ -112,7 +113,7 @@ class Worker:
         self._store: StoreCounters | None = None
         if config.quotas.store:
             self._store = StoreCounters(self._quotas, config.quotas, keys.store_key(config), self._on_store)
-        self._provider = keys.token_provider(config)
+        self._provider = Provider(config, self._note)
         self._signing_key = keys.signing_key(config)
         try:
             self._certificates = Certificates(config.listener, config.trust_domains, on_reload=self._on_certificates)
@@ -203,12 +204,15 @@ class Worker:
                 stack.push_async_callback(_close_pool, pool)
             for pipes in self._pipes.values():
                 stack.push_async_callback(pipes.close)
+            stack.push_async_callback(self._provider.close)
             tasks = [
                 asyncio.create_task(self._policy.watch()),
                 asyncio.create_task(self._certificates.watch()),
                 asyncio.create_task(self._watch_agents()),
                 *(asyncio.create_task(self._watch_catalog(each.name, each)) for each in self.config.databases),
             ]
+            if self._provider.vault is not None:
+                tasks.append(asyncio.create_task(self._provider.vault.watch()))
             stack.push_async_callback(_cancel, tasks)
             services = self._services = self._join(recorder)
 
@@ -391,7 +395,7 @@ class Worker:
                 database.name: Enforcement(
                     catalog=self._catalog_of(database.name),
                     pdp=lambda: self._policy.current,
-                    provider=self._provider,
+                    provider=self._provider.tokens,
                     sensitive=sensitive,
                     functions=database.functions,
                     definitions=database.definitions,
@@ -631,6 +635,11 @@ class Worker:
         self._follow(metrics.bundle_failures, self._policy.failures)
         metrics.certificate_not_after.labels("listener").set(self._certificates.not_after.timestamp())
         metrics.revocations.set(len(self._revocations))
+        vault = self._provider.vault
+        if vault is not None:
+            metrics.vault_up.set(not vault.problem and vault.login.lease_end > asyncio.get_running_loop().time())
+            for outcome, count in vault.outcomes.items():
+                self._follow(metrics.vault_requests.labels(outcome), count)
         recorder = self._recorder
         metrics.audit_healthy.set(recorder is not None and not self._audit_state(recorder))
         if recorder is not None:

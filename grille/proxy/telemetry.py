@@ -151,6 +151,8 @@ class Metrics:
         self.datagrams_ignored = gauge("datagrams_ignored", "Local datagrams that were malformed or not sent.")
         self.quota_refusals = counter("quota_refusals", "Statements refused because a quota is used up.", "quota")
         self.quota_store_failures = counter("quota_store_failures", "Questions that the quota store did not answer.")
+        self.vault_requests = counter("vault_requests", "Requests to Vault Transform, by outcome.", "outcome")
+        self.vault_up = gauge("vault_up", "1 if Vault gave Grille a token and answered the last request.")
         self.alerts = counter("alerts", "Alerts recorded, by the quota that was reached.", "quota")
         self.sessions_cut = counter("sessions_cut", "Sessions that were ended at once, by reason.", "reason")
         self.revocations = gauge("revocations", "Entries of the revocation file in force.")

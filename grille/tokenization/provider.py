@@ -13,7 +13,11 @@ import msgspec
 
 
 class TokenizationError(Exception):
-    """The provider could not answer: sealed, slow, down, wrong key.  The caller denies."""
+    """The provider could not answer: sealed, slow, down.  The caller denies.  The text, for operators, has no value."""
+
+
+class TokenizationRefused(TokenizationError):
+    """The provider answers, but refuses, or has another key or template: trying again later does not help."""
 
 
 class ReadOnly(TokenizationError):

@@ -128,6 +128,7 @@ class Template:
         pieces: list[tuple[str, int, int, bool]] = []
         groups: list[bool] = []
         shortest = longest = 0
+        example = ""
         open_ended = False
         position = 0
         while position < len(pattern):
@@ -144,6 +145,7 @@ class Template:
                     raise TemplateError("a group of variable length is followed by a character of its own alphabet")
                 open_ended = False
                 compiled.append(f"({re.escape(literal)})")
+                example += literal
                 groups.append(False)
                 pieces.append((literal, 1, 1, False))
                 continue
@@ -165,6 +167,7 @@ class Template:
             compiled.append(f"([{ALPHABETS[name]}]{{{least},{most}}})")
             groups.append(bool(piece["group"]))
             pieces.append((ALPHABETS[name], least, most, bool(piece["group"])))
+            example += (ALPHABETS[name] * least)[:least]
         if not any(groups):
             raise TemplateError("the template has no group: put what is to be encoded in parentheses, like (\\d{9})")
         if len(characters) ** shortest < RECOMMENDED_DOMAIN:
@@ -176,6 +179,8 @@ class Template:
         """Fewest characters that are encrypted."""
         self.longest = longest
         """Most characters that are encrypted."""
+        self.example = example
+        """A value that fits, of as few characters as possible."""
         self._match = re.compile("".join(compiled), re.ASCII).fullmatch
         self._encoded = tuple(groups)
         self._whole = groups == [True]
@@ -211,6 +216,16 @@ class Template:
             return (value,), value
         parts = found.groups()
         return parts, "".join(compress(parts, self._encoded))
+
+    def same_form(self, value: str, other: str) -> bool:
+        """Whether both fit, and differ in nothing but the characters to encode."""
+        left, right = self.split(value), self.split(other)
+        if left is None or right is None or len(value) != len(other):
+            return False
+        return self._whole or all(
+            len(one) == len(two) if encoded else one == two
+            for one, two, encoded in zip(left[0], right[0], self._encoded, strict=True)
+        )
 
     def join(self, parts: Sequence[str], characters: str) -> str:
         """The value with its encoded parts replaced by `characters`, which has their length."""

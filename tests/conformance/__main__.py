@@ -25,13 +25,14 @@ from tests.conformance.share import share
 from tests.conformance.targets import Kind, SuiteError
 from tests.conformance.tools import Suite, cache, cached, server_user
 from tests.mq import suite as mq
+from tests.vault import suite as vault
 
 SUITES = {suite.name: suite for family in (postgres, python, go, rust, java) for suite in family.SUITES}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__.partition("\n")[0])
-    parser.add_argument("suite", choices=sorted((*SUITES, mq.SUITE)))
+    parser.add_argument("suite", choices=sorted((*SUITES, mq.SUITE, vault.SUITE)))
     parser.add_argument("--policy", choices=("passthrough", "governed"), default="passthrough")
     parser.add_argument("--through", choices=("grille", "relay"), default="grille",
                         help="relay: only TLS ends there, to see what the suite itself makes of that")  # fmt: skip
@@ -39,6 +40,9 @@ def main() -> int:
     if arguments.suite == mq.SUITE:
         with tempfile.TemporaryDirectory(prefix="grille-conf-") as scratch:
             return mq.main(Path(scratch))
+    if arguments.suite == vault.SUITE:
+        with tempfile.TemporaryDirectory(prefix="grille-conf-") as scratch:
+            return vault.main(Path(scratch))
     suite: Suite = SUITES[arguments.suite]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:

@@ -18,6 +18,8 @@ from grille.proxy.demo import bank
 from grille.proxy.demo.cluster import Cluster, debian_binaries
 from tests.redis_server import Store, program
 from tests.setting import Setting
+from tests.vault.server import Vault
+from tests.vault.setting import approle, set_up, transformation
 
 
 @pytest.fixture
@@ -49,6 +51,41 @@ async def test_everything_in_order(setting: Setting) -> None:
         assert any(line.startswith(beginning) for line in lines), (beginning, lines)
     assert setting.password not in "\n".join(lines)
     assert not setting.files.audit.exists()
+
+
+async def test_a_vault_is_asked_as_statements_ask_it(setting: Setting, tmp_path: Path) -> None:
+    made = [transformation(name, form) for name, form in bank_forms(setting)]
+    with Vault() as vault:
+        set_up(vault, made)
+        settings = approle(vault, tmp_path)
+        section = (
+            f'[vault]\naddress = "{vault.url}"\ntimeout = 1.0\n'
+            f'role_id_file = "{settings.role_id_file}"\nsecret_id_file = "{settings.secret_id_file}"\n'
+        )
+        changes = (('key = "fpe"', 'provider = "vault"'), ("[audit]", f"{section}[audit]"))
+        status, lines = await setting.check(*changes)
+        warned = [line for line in lines if line.startswith("WARN vault")]
+        assert status == 0, lines
+        assert len(warned) == len(made)
+        token = warned[0].rpartition('check = "')[2].rstrip('"')
+        checked = ('name = "ssn"\n', f'name = "ssn"\ncheck = "{token}"\n')
+        status, lines = await setting.check(*changes, checked)
+        assert any(line.startswith("OK   vault transformation ssn") for line in lines), lines
+        vault.rekey("ssn")
+        status, lines = await setting.check(*changes, checked)
+        (failed,) = failures(lines)
+        assert "key" in failed
+        vault.faults.sealed = True
+        status, lines = await setting.check(*changes, checked)
+        assert status == 1
+        assert len(failures(lines)) == len(made)
+
+
+def bank_forms(setting: Setting) -> list[tuple[str, tuple[str, str]]]:
+    """Name, template and alphabet of the demo's FF1 transformations."""
+    return [
+        (each.name, (each.template, each.alphabet)) for each in setting.config().transformations if each.kind == "fpe"
+    ]
 
 
 async def test_columns_that_are_missing_or_cannot_hold_a_token(setting: Setting) -> None:

@@ -259,6 +259,34 @@ BAD = [
             ('without_store = "allow"', "without_store", "allow", "deny"),
         )
     ),
+    *(
+        ('key = "pii"', f'provider = "vault"\n{more}\n[vault]\n{lines}', key, what, fix)
+        for more, lines, key, what, fix in (
+            ("", "", "vault.address", "is missing", "https://vault.example:8200"),
+            ("", 'address = "http://vault.example:8200"', "vault.address", "no TLS", "Use https"),
+            ("", 'address = "https://u:p@vault.example"', "vault.address", "is not an http", "without a path"),
+            ("", 'address = "https://vault.example/v1"', "vault.address", "is not an http", "without a path"),
+            ("", 'address = "https://v"', "vault.role_id_file", "is missing", "Name the file"),
+            ("", 'address = "https://v"\nsecret_id_file = "no"', "vault.secret_id_file", "no", "Create"),
+            (
+                "",
+                'address = "https://v"\nauth = "jwt"\njwt_file = "pii.hex"',
+                "vault.auth_role",
+                "jwt",
+                "Name its role",
+            ),
+            ("", 'address = "https://v"\nauth = "kubernetes"', "vault.jwt_file", "is missing", "Name the file"),
+            ("", 'address = "https://v"\nauth = "cert"', "vault.client_certificate", "is missing", "Name the file"),
+            ("", 'address = "https://v"\nclient_key = "pii.hex"', "vault.client_certificate", "missing", "together"),
+            ("", 'address = "https://v"\nauth = "token"', "vault.auth", "token", "approle, kubernetes, jwt, cert"),
+            ("", 'address = "https://v"\nmount = "/x"', "vault.mount", "/x", "Use letters"),
+            ("", 'address = "https://v"\nrole = "a/b"', "vault.role", "a/b", "Use letters"),
+            ("", 'address = "https://v"\nbatch_bytes = 10', "vault.batch_bytes", "10", "4096"),
+            ('key = "pii"', 'address = "https://v"', "transformations[0].key", "combined", "the key is in Vault"),
+        )
+    ),
+    ('key = "pii"', 'key = "pii"\nversion = 2', "transformations[0].version", "for provider", "Remove it"),
+    ('key = "pii"', 'key = "pii"\ncheck = "1"', "transformations[0].check", "for provider", "Remove it"),
     ("[policy]", "[polcy]", "polcy", "a table", "Did you mean policy?"),
     ("[policy]", "[extra]\n[policy]", "extra", "a table", "one of: listener"),
 ]
@@ -276,6 +304,52 @@ def test_errors_name_the_key_the_value_and_the_fix(
     assert lines, str(caught.value)
     assert value in lines[0]
     assert fix in lines[0]
+
+
+VAULT = """
+[vault]
+address = "https://vault.example:8200"
+role_id_file = "pii.hex"
+secret_id_file = "pii.hex"
+"""
+
+
+def test_a_vault_is_configured(write: Callable[[str], Path]) -> None:
+    config = load(write(GOOD.replace('key = "pii"', 'provider = "vault"') + VAULT))
+    assert config.transformations[0].key == ""
+    assert config.vault.cache_entries == 0
+
+
+@pytest.mark.parametrize("first", ["vault", "embedded"])
+def test_a_token_domain_has_one_key(write: Callable[[str], Path], first: str) -> None:
+    """In Vault each transformation has a key of its own, so two of one domain would give a value two tokens."""
+    other = """
+[[transformations]]
+name = "other"
+kind = "fpe"
+template = '(\\d{9})'
+token_domain = "ssn"
+provider = "vault"
+"""
+    text = GOOD if first == "embedded" else GOOD.replace('key = "pii"', 'provider = "vault"')
+    with pytest.raises(ConfigError, match=r"transformations\[1\]\.token_domain"):
+        load(write(text + other + VAULT))
+
+
+def test_vault_has_no_siv(write: Callable[[str], Path]) -> None:
+    text = GOOD.replace('key = "pii"', 'provider = "vault"').replace('kind = "fpe"', 'kind = "siv"')
+    with pytest.raises(ConfigError, match=r"transformations\[0\]\.kind.*not made by Vault"):
+        load(write(text + VAULT))
+
+
+def test_vaults_secret_files_are_for_their_owner_only(write: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret")
+    (tmp_path / "secret").chmod(0o604)
+    for name in ("role_id_file", "secret_id_file"):
+        lines = VAULT.replace(f'{name} = "pii.hex"', f'{name} = "secret"')
+        with pytest.raises(ConfigError, match=rf"vault\.{name}.*chmod 600") as caught:
+            load(write(GOOD.replace('key = "pii"', 'provider = "vault"') + lines))
+        assert "s3cret" not in str(caught.value)
 
 
 def test_all_cross_check_problems_are_told_at_once(write: Callable[[str], Path]) -> None:

@@ -526,6 +526,10 @@ class Scripted:
         self.unfit: set[str] = set()
         """Values whose rows cannot be released."""
         self.release_later: asyncio.Event | None = None
+        self.only = ""
+        """The one transformation that `release_later` holds up; empty: everything."""
+        self.away = False
+        """The provider refuses all that it is asked for."""
         self._ready: dict[object, Ready] = {}
 
     def ready(
@@ -594,8 +598,11 @@ class Scripted:
         return rows
 
     async def release_all(self, results: Sequence[tuple[Prepared, list[list[bytes | None]]]]) -> list[Refusal | None]:
-        if self.release_later is not None:
+        needs = [each for prepared, _ in results if prepared.plan for each in prepared.plan.results if each]
+        if self.release_later is not None and any(not self.only or each.transformation == self.only for each in needs):
             await self.release_later.wait()
+        if self.away:
+            raise Refusal("TK-01", "no answer", sqlstate="58000")
         refused: list[Refusal | None] = []
         for _, rows in results:
             bad = any(value is not None and value.decode() in self.unfit for row in rows for value in row)
@@ -1103,6 +1110,54 @@ def test_order_holds_while_the_provider_is_asked(lab: Lab) -> None:
         assert [shown(unit) for unit in a.take()] == [
             "T D:A0 C Z", "T D:A1 C Z", "T E:XX001 Z", "T E:22012 Z", "T D:A4 C Z",
         ]  # fmt: skip
+
+    lab.run(play)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_provider_that_is_away_refuses_what_needs_it_and_nothing_else(lab: Lab, waits: bool) -> None:
+    """Nothing hangs: each statement has its answer, and the session can go on."""
+
+    async def play(world: World) -> None:
+        world.scripted.plans["token"] = {"results": (Transform(None, None),)}
+        world.scripted.away = True
+        if waits:
+            world.scripted.release_later = asyncio.Event()
+        a, b = await world.client("A"), await world.client("B")
+        a.send(simple("token", "A0").data, simple("echo", "A1").data)
+        b.send(simple("token", "B0").data)
+        await world.finish()
+        if world.scripted.release_later is not None:
+            assert not a.got
+            world.scripted.release_later.set()
+            await world.finish()
+        assert [shown(unit) for unit in a.take()] == ["T E:58000 Z", "T D:A1 C Z"]
+        assert [shown(unit) for unit in b.take()] == ["T E:58000 Z"]
+        world.scripted.away = False
+        a.send(simple("token", "A2").data)
+        await world.finish()
+        assert [shown(unit) for unit in a.take()] == ["T D:A2 C Z"]
+
+    lab.run(play)
+
+
+def test_rows_do_not_wait_for_tokens_that_only_others_need(lab: Lab) -> None:
+    """Also if both came back in the same turn of the loop."""
+
+    async def play(world: World) -> None:
+        world.scripted.plans["token"] = {"results": (Transform("ssn", None),)}
+        world.scripted.plans["echo"] = {"results": (Transform(None, None),)}
+        world.scripted.plans["rows"] = {"results": (Transform("card", None),)}
+        world.scripted.only = "ssn"
+        world.scripted.release_later = asyncio.Event()
+        clients = [await world.client(name) for name in "ABCD"]
+        for client, word in zip(clients, ("token", "echo", "rows", "token"), strict=True):
+            client.send(simple(word, client.name + "0").data)
+        await world.finish()
+        assert [bool(client.got) for client in clients] == [False, True, True, False]
+        world.scripted.release_later.set()
+        await world.finish()
+        assert [shown(unit) for client in clients[::3] for unit in client.take()] == ["T D:A0 C Z", "T D:D0 C Z"]
 
     lab.run(play)
 
