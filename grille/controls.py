@@ -46,6 +46,7 @@ CONTROLS: Final[dict[str, str]] = {
     "MQ-01": "whom a message is from, and what a queue is, are not for an agent to say",
     "MQ-02": "only queues and the queue manager itself are opened, under every name that they have",
     "MQ-03": "replies to a message go only where its sender may read",
+    "MQ-04": "a message goes on only if it is as the layout of its queue says",
     "TK-01": "a token provider that does not answer denies",
     "TK-02": "a value that does not fit its template is refused on write",
     "TK-03": "a transformation that only reads makes no tokens",

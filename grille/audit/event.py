@@ -17,7 +17,7 @@ Level = Literal["process", "power", "strict"]
 class Chain(msgspec.Struct, frozen=True, omit_defaults=True):
     """The agent's own account of what led to the statement; only the SPIFFE identity is verified."""
 
-    source: Literal["comment", "setting", "startup", "none"] = "none"
+    source: Literal["comment", "setting", "startup", "message", "none"] = "none"
     trust: Literal["asserted", "signed", "absent"] = "absent"
     traceparent: str | None = None
     prompt_id: str | None = None

@@ -177,6 +177,50 @@ class QueueManager(_Section, frozen=True, kw_only=True):
     """How long one connection to it may take to open."""
 
 
+class LayoutField(_Section, frozen=True, kw_only=True):
+    """One sensitive field of a layout."""
+
+    name: str
+    """What the policy calls it: ``queue manager/queue.name``; letters, digits, ``_`` and ``-``."""
+    at: str
+    """Where it is.  copybook: the name of an item, with ``OF`` and its group if one name is not enough.  json: a path,
+    ``payer.accounts[].number``.  delimited: the number of a column, or with ``header`` its name."""
+    transformation: str | None = None
+    """The queue has it tokenized under this transformation; without it the queue has it clear."""
+
+
+class Layout(_Section, frozen=True, kw_only=True):
+    """How messages of some queues are made up."""
+
+    name: str
+    """What [[queues]] call it; unique."""
+    format: Literal["copybook", "json", "delimited"]
+    """``copybook``: one fixed record of COBOL."""
+    copybook: Path | None = None
+    """copybook only: the file with the record."""
+    ccsid: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Character set of payloads whose message does not say it; 0: such a message has not this layout."""
+    separator: str = ","
+    """delimited only: one character."""
+    quote: str = '"'
+    """delimited only: one character, or none."""
+    header: bool = False
+    """delimited only: the first line has the names of the columns."""
+    fields: tuple[LayoutField, ...]
+    """The sensitive fields; what is not named passes as it is."""
+
+
+class Queue(_Section, frozen=True, kw_only=True):
+    """A queue whose messages have a layout.  What is put there must have it, and what has it not is got by nobody."""
+
+    name: str
+    """``queue manager/queue``"""
+    layout: str
+    """Name of a [[layouts]] entry."""
+    quarantine: str
+    """Local queue of the queue manager to which a message is moved that has not the layout."""
+
+
 class Transformation(_Section, frozen=True, kw_only=True):
     """How one kind of sensitive value becomes a token."""
 
@@ -415,6 +459,8 @@ class Config(_Section, frozen=True, kw_only=True, dict=True):
     databases: tuple[Database, ...] = ()
     queue_managers: tuple[QueueManager, ...] = ()
     mq: Mq = Mq()
+    queues: tuple[Queue, ...] = ()
+    layouts: tuple[Layout, ...] = ()
     keys: tuple[Key, ...] = ()
     transformations: tuple[Transformation, ...] = ()
     columns: tuple[Column, ...] = ()
@@ -602,6 +648,7 @@ _URL = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?(\?[^#\s]*)?")
 _STORE = re.compile(r"rediss?://([^:@/?#\s]+@)?[^:@/?#\s\[\]]+(:\d+)?(/\d*)?|unix:///[^?#\s]+")
 _MQ_NAME = re.compile(r"[A-Za-z0-9./_%]{1,48}")
 _CHANNEL = re.compile(r"[A-Za-z0-9./_%]{1,20}")
+_FIELD = re.compile(r"[A-Za-z0-9_-]+")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,12}")
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
@@ -754,6 +801,38 @@ def _queue_managers(config: Config) -> Iterator[Problem]:
             fix = 'Set tls = "verify-full" and ca, or use loopback.'
             yield Problem(f"{prefix}.tls", '"off"', f"sends data in clear to {manager.host}", fix)
         yield from _upstream_files(prefix, manager)
+    yield from _queues(config, names)
+
+
+def _queues(config: Config, managers: list[str]) -> Iterator[Problem]:
+    layouts = [layout.name for layout in config.layouts]
+    transformations = [transformation.name for transformation in config.transformations]
+    yield from _duplicates("queues", "name", [queue.name for queue in config.queues])
+    yield from _duplicates("layouts", "name", layouts)
+    for number, queue in enumerate(config.queues):
+        manager = next((name for name in managers if queue.name.startswith(f"{name}/")), None)
+        if manager is None or not _MQ_NAME.fullmatch(queue.name.removeprefix(f"{manager}/")):
+            fix = f"Write one of {_list(managers)}, a slash, and the name of a queue."
+            yield Problem(f"queues[{number}].name", _shown(queue.name), "does not name a queue", fix)
+        if not _MQ_NAME.fullmatch(queue.quarantine) or queue.name == f"{manager}/{queue.quarantine}":
+            fix = "Name a local queue of the same queue manager, another one."
+            yield Problem(f"queues[{number}].quarantine", _shown(queue.quarantine), "cannot be the quarantine", fix)
+        yield from _reference(f"queues[{number}].layout", queue.layout, "layouts", layouts)
+    for number, layout in enumerate(config.layouts):
+        prefix = f"layouts[{number}]"
+        if (layout.copybook is None) == (layout.format == "copybook"):
+            what = "is missing" if layout.copybook is None else "is for another format"
+            yield Problem(f"{prefix}.copybook", "", what, 'It goes with format = "copybook".')
+        elif layout.copybook is not None:
+            yield from _file(f"{prefix}.copybook", layout.copybook)
+        yield from _duplicates(f"{prefix}.fields", "name", [field.name for field in layout.fields])
+        for place, field in enumerate(layout.fields):
+            if not _FIELD.fullmatch(field.name):
+                fix = "Use letters, digits, _ and -"
+                yield Problem(f"{prefix}.fields[{place}].name", _shown(field.name), "is not a name", fix)
+            if field.transformation is not None:
+                key = f"{prefix}.fields[{place}].transformation"
+                yield from _reference(key, field.transformation, "transformations", transformations)
 
 
 def _databases(config: Config) -> Iterator[Problem]:

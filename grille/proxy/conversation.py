@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from grille.audit.event import Level, Message, Outcome, Relation
+from grille.audit.event import Chain, Level, Message, Outcome, Relation
 from grille.audit.event import Verdict as EventVerdict
 from grille.controls import Refusal
 from grille.protocols.mq import calls, selection
 from grille.protocols.mq.calls import ASYNC_RESPONSE, FAILED, TRUNCATED, Put
-from grille.protocols.mq.segments import REPLY, ProtocolError, Segment, Type
+from grille.protocols.mq.payload import Mismatch
+from grille.protocols.mq.segments import REPLY, SINGLE, WHOLE, ProtocolError, Segment, Type
 from grille.protocols.mq.structures import MessageDescriptor, ObjectDescriptor
 from grille.protocols.operation import Access
 from grille.proxy.enforcement import Verdict, granted
-from grille.proxy.queues import relation
+from grille.proxy.layouts import QueueLayout
+from grille.proxy.queues import QueueTerms, relation
 from grille.proxy.quota import QuotaReached
 
 if TYPE_CHECKING:
@@ -31,10 +33,12 @@ REASONS: Final = {
     "0A000": 2298,  # MQRC_FUNCTION_NOT_SUPPORTED
     "34000": 2019,  # MQRC_HOBJ_ERROR
     "3D000": 2058,  # MQRC_Q_MGR_NAME_ERROR
+    "22P02": 2110,  # MQRC_FORMAT_ERROR
     "42P01": 2085,  # MQRC_UNKNOWN_OBJECT_NAME
     "54000": 2030,  # MQRC_MSG_TOO_BIG_FOR_Q
     "57P01": 2161,  # MQRC_Q_MGR_QUIESCING
-    "58030": 2102,  # MQRC_RESOURCE_PROBLEM
+    "58000": 2102,  # MQRC_RESOURCE_PROBLEM
+    "58030": 2102,
 }
 """What a client is told for a refusal, by its SQLSTATE; `NOT_AUTHORIZED` for any other."""
 
@@ -53,6 +57,7 @@ _SYNCPOINT: Final = 0x2
 """Of MQPMO and MQGMO."""
 _NO_SYNCPOINT: Final = 0x4
 _SYNCPOINT_IF_PERSISTENT: Final = 0x1000
+_BROWSE_FIRST, _BROWSE_NEXT = 0x10, 0x20
 _BROWSES: Final = 0x830
 """MQGMO BROWSE_FIRST, BROWSE_NEXT, BROWSE_MSG_UNDER_CURSOR."""
 _NOT_CARRIED: Final = 0x0800_0008
@@ -69,7 +74,7 @@ _ACTIONS: Final = {
     Type.MQBACK: "backout",
 }  # fmt: skip
 """The action that an event names, by the call; other calls have an event only if they are refused."""
-_WRITES: Final = frozenset({"put", "get", "commit", "backout", "disconnect"})
+_WRITES: Final = frozenset({"put", "get", "quarantine", "commit", "backout", "disconnect"})
 """Actions that change queues: their events are kept like those of statements that write."""
 _BESIDE_CALLS: Final = (Type.REQUEST_MSGS, Type.NOTIFICATION)
 """What a client may send while a call is under way."""
@@ -90,6 +95,16 @@ class Handle(msgspec.Struct):
     """The policy's part of the selection string that it was opened with."""
     leads: tuple[str, str] | None = None
     """Queue manager and queue that the name leads to, if it is another's."""
+    layout: QueueLayout | None = None
+    sizes: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
+    """Of messages with a layout that the client has not said to have received: bytes as it got them, and as the queue
+    manager sent them."""
+    request: Segment | None = None
+    """The last request for messages, as the queue manager got it."""
+    until: float = 0.0
+    """When its wait is over; 0: it has no end, or is none."""
+    again: bool = False
+    """The queue manager's answer to it is swallowed, and it is made again."""
     wanted: Access = "get"
     """How messages were asked for last, and the decision about that."""
     verdict: Verdict | None = None
@@ -100,6 +115,15 @@ class Handle(msgspec.Struct):
     """The queue manager was asked to keep a message that is got until a unit of work ends, unlike the client said."""
     confirmed: bool = False
     """The client waits to hear whether there is a message."""
+
+    def received(self, size: int) -> int:
+        """As many bytes as the client has received, as the queue manager counts them."""
+        total = 0
+        while self.sizes and (size > 0 or self.sizes[0][0] == 0):
+            theirs, ours = self.sizes.popleft()
+            size -= theirs
+            total += ours
+        return total
 
 
 class Pending(msgspec.Struct):
@@ -123,6 +147,11 @@ class Pending(msgspec.Struct):
     """MQPMO or MQGMO, as the client said."""
     kept: bool = False
     """Of MQGET: as `Handle.kept`."""
+    length: int = -1
+    """Of a put whose data were changed: bytes of the client's; else -1."""
+    encoded: int = 0
+    decoded: int = 0
+    chain: Chain = Chain()
 
 
 class Conversation:
@@ -311,14 +340,17 @@ class Conversation:
             await self._forward(pending)
             return
         manager = self._queue(what)
+        layout = self._layout(manager, what.name)
         accesses = [access for bits, access in _OPENS_FOR if told.options & bits]
         if not accesses or told.options & ~(0x3F | _OPENS_WITH):
             raise _not_an_access()
+        if layout is not None and call.eyecatcher == SINGLE and {"get", "browse"} & set(accesses):
+            raise Refusal("AC-05", "a queue with a layout is read on a socket that shares conversations (SHARECNV)")
         pending.uses = tuple((manager, what.name, access) for access in accesses)
         for use in pending.uses:
             pending.verdict, pending.cached = await self._decide(use)
             if use[2] in ("get", "browse"):
-                selected = _selected(pending.verdict)
+                selected = _terms(pending.verdict).selection
                 if pending.selection not in ("", selected):
                     raise Refusal("AC-05", "getting and browsing in one open need one filter")
                 pending.selection = selected
@@ -328,6 +360,11 @@ class Conversation:
         if "get" in accesses:
             call = calls.without_read_ahead(call)
         await self._forward(pending, call)
+
+    def _layout(self, manager: str, queue: str) -> QueueLayout | None:
+        """The layout of a queue; None: its messages pass as they are."""
+        payloads = self._services.payloads
+        return payloads.of(relation(manager, queue)) if payloads is not None else None
 
     @staticmethod
     def _with_selection(call: Segment, what: ObjectDescriptor, policys: str) -> Segment:
@@ -358,10 +395,10 @@ class Conversation:
         pending.message = _message(told.message, told.length)
         if told.what is not None:
             manager, queue = self._queue(told.what), told.what.name
-            leads = None
+            leads, layout = None, self._layout(manager, queue)
         else:
             handle = self._handle(told.handle)
-            manager, queue, leads = handle.manager, handle.queue, handle.leads
+            manager, queue, leads, layout = handle.manager, handle.queue, handle.leads, handle.layout
         use: Use = (manager, queue, "put")
         pending.uses, pending.options = (use,), told.options.options
         if told.options.options & _FORGERY:
@@ -375,10 +412,26 @@ class Conversation:
         if told.what is not None:
             await self._check_leads(call, manager, queue)
         await self._count(pending.verdict)
+        if layout is not None:
+            call = await self._tokenized(call, told, layout, pending)
         if told.options.options & ASYNC_RESPONSE:
             await self._put_unanswered(call, pending)
         else:
-            await self._forward(pending)
+            await self._forward(pending, call)
+
+    async def _tokenized(self, call: Segment, told: Put, layout: QueueLayout, pending: Pending) -> Segment:
+        """The put, with tokens for values.  Raises `Refusal`."""
+        data = call.body[told.data_at : told.data_at + told.length]
+        assert self._services.payloads is not None  # noqa: S101
+        try:
+            changed = await self._services.payloads.tokenized(layout, told.message, data)
+        except Mismatch as mismatch:
+            raise Refusal(
+                "MQ-04", f"the message has not the layout {layout.name}: {mismatch}", sqlstate="22P02"
+            ) from None
+        pending.encoded, pending.length = changed.tokens, told.length
+        pending.chain = _chain(changed.properties)
+        return calls.with_data(call, changed.data)
 
     async def _check_put(self, told: Put, verdict: Verdict) -> None:
         """Raise `Refusal` for a message that is too long, or whose replies would go where its sender may not read."""
@@ -418,6 +471,9 @@ class Conversation:
         manager, queue, access = use
         found = (what.resolved_manager or manager, what.resolved_name or queue)
         if found != (manager, queue):
+            layout = self._layout(*found)
+            if layout is not None and layout is not self._layout(manager, queue):
+                raise Refusal("AC-05", "the queue that the name leads to has a layout: open it by its own name")
             await self._decide_leads(found, access, policys)
             return found
         if manager == self._session.manager.name:
@@ -427,7 +483,7 @@ class Conversation:
     async def _decide_leads(self, leads: tuple[str, str], access: Access, policys: str) -> None:
         """Ask the policy about the queue behind a name.  Raises `Refusal`."""
         verdict, _ = await self._decide((*leads, access))
-        if _selected(verdict) not in ("", policys):
+        if _terms(verdict).selection not in ("", policys):
             raise Refusal("AC-05", "messages of the queue that the name leads to are filtered: open it by its own name")
 
     async def _put_unanswered(self, call: Segment, pending: Pending) -> None:
@@ -450,7 +506,7 @@ class Conversation:
         told = calls.get(call)
         pending.options = told.options.options
         await self._decide_get(told.handle, pending)
-        options = self._kept_options(pending)
+        options = self._kept_options(pending, None)
         if options is not None:
             pending.kept, call = True, calls.with_get_options(call, options)
         await self._forward(pending, call)
@@ -461,21 +517,29 @@ class Conversation:
         handle = await self._decide_get(told.handle, pending)
         handle.wanted, handle.verdict, handle.cached = pending.uses[0][2], pending.verdict, pending.cached
         handle.options, handle.confirmed = told.options, told.confirmed
-        options = self._kept_options(pending)
+        options = self._kept_options(pending, handle.layout)
         handle.kept = options is not None
-        if options is not None:
-            call = calls.with_request(call, options=options, received=told.received)
+        if options is not None or handle.layout is not None:
+            received = handle.received(told.received) if handle.layout is not None else told.received
+            call = calls.with_request(call, options=pending.options if options is None else options, received=received)
+        handle.request, handle.again = call, False
+        handle.until = time.monotonic() + told.wait / 1000 if told.wait > 0 else 0.0
         self._session.to_manager(call)
 
-    def _kept_options(self, pending: Pending) -> int | None:
+    def _kept_options(self, pending: Pending, layout: QueueLayout | None) -> int | None:
         """MQGMO options with which the queue manager keeps the message that is got until its event is kept.
 
         None where it does so anyway, where it need not, and where it would not be this message alone: the client has a
-        unit of work open, and gets outside of it.
+        unit of work open, and gets outside of it.  Raises `Refusal` for that from a queue with a layout, where a
+        message that is not as it should be could be lost.
         """
-        if pending.action != "get" or self._level("get") != "strict" or pending.options & _SYNCPOINT:
+        if pending.action != "get" or pending.options & _SYNCPOINT:
+            return None
+        if layout is None and self._level("get") != "strict":
             return None
         if self._unit and not pending.options & _SYNCPOINT_IF_PERSISTENT:
+            if layout is not None:
+                raise Refusal("AC-05", "a get outside of the open unit of work cannot be made safe: end that first")
             return None
         return pending.options & ~(_NO_SYNCPOINT | _SYNCPOINT_IF_PERSISTENT) | _SYNCPOINT
 
@@ -488,9 +552,17 @@ class Conversation:
             self._unit = True
             return
         await self._session.drained()
-        while self._pending is not None:  # one call at a time
+        await self._alone()
+        await self._commit(call)
+
+    async def _alone(self) -> None:
+        """Wait until no call is under way: there is one at a time."""
+        while self._pending is not None:
             await self._from_manager(await self._arrival(self._pending.call.type + REPLY))
-        reply = await self._ask(calls.ending(call, Type.MQCMIT))
+
+    async def _commit(self, like: Segment) -> None:
+        """End Grille's own unit of work.  Raises `Refusal` UP-01."""
+        reply = await self._ask(calls.ending(like, Type.MQCMIT))
         code, reason = calls.outcome(reply)
         if code == FAILED:
             raise Refusal("UP-01", "the queue manager has not let go of a message", sqlstate="08006", fatal=True,
@@ -505,7 +577,7 @@ class Conversation:
         if pending.options & _NOT_CARRIED:
             raise _unsupported("message properties in a handle, and signals, are not carried")
         pending.verdict, pending.cached = await self._decide(use)
-        if _selected(pending.verdict) != handle.selection:
+        if _terms(pending.verdict).selection != handle.selection:
             raise Refusal("AC-05", "the policy's filter of messages has changed: open the queue anew")
         if handle.leads is not None:
             await self._decide_leads(handle.leads, access, handle.selection)
@@ -600,6 +672,8 @@ class Conversation:
                 self._handles.pop(calls.handle(pending.call), None)
             case Type.MQPUT | Type.MQPUT1:
                 outcome = self._put_outcome(pending, reply)
+                if pending.length >= 0 and code != FAILED:
+                    reply = calls.with_put_length(reply, pending.length)
             case Type.MQGET:
                 outcome = self._got(pending, reply)
                 if pending.kept:
@@ -637,7 +711,8 @@ class Conversation:
             except Refusal:
                 await self._ask(calls.closing(pending.call, number))
                 raise
-        self._handles[number] = Handle(manager, what.name, pending.selection, leads)
+        layout = self._layout(manager, what.name)
+        self._handles[number] = Handle(manager, what.name, pending.selection, leads, layout)
         if any(access == "get" for _, _, access in pending.uses):
             reply = calls.without_read_ahead(reply)
         return calls.as_asked(reply, pending.call)
@@ -652,7 +727,8 @@ class Conversation:
                 pending.message, id=put.message_id.hex(), correlation=put.correlation_id.hex()
             )
         self._unit = self._unit or bool(pending.options & _SYNCPOINT)
-        return Outcome("ok", reason=reason, rows=1, bytes=pending.message.bytes if pending.message else 0)
+        size = pending.message.bytes if pending.message else 0
+        return Outcome("ok", reason=reason, rows=1, bytes=size, encoded=pending.encoded)
 
     def _got(self, pending: Pending, reply: Segment) -> Outcome:
         code, reason = calls.outcome(reply)
@@ -681,14 +757,106 @@ class Conversation:
             call, handle.wanted, time.time(), time.perf_counter(), ((handle.manager, handle.queue, handle.wanted),),
             handle.verdict, handle.cached, _message(told.message, told.whole),
         )  # fmt: skip
-        await self._keep(pending, self._delivered(handle.options, told.message, told.whole, told.reason))
+        if handle.layout is not None:
+            shown = await self._shown(call, told, handle, pending)
+            if shown is None:
+                return
+            call = shown
+        outcome = self._delivered(handle.options, told.message, told.whole, told.reason)
+        await self._keep(pending, msgspec.structs.replace(outcome, decoded=pending.decoded))
         self._session.to_client(call, told.data_at)
         if handle.kept and told.reason != TRUNCATED[1]:
             await self._let_go(call, handle.options, persistent=told.message.persistence == 1)
 
+    async def _shown(self, call: Segment, told: calls.Message, handle: Handle, pending: Pending) -> Segment | None:
+        """A message of a queue with a layout, as the client may see it; None: it gets another, or a refusal."""
+        layout, verdict = handle.layout, handle.verdict
+        assert layout is not None and verdict is not None and self._services.payloads is not None  # noqa: S101
+        data = call.body[told.data_at : told.data_at + told.length]
+        try:
+            changed = await self._services.payloads.shown(layout, told.message, data, _terms(verdict).reads)
+        except Mismatch as mismatch:
+            await self._quarantine(call, told, handle, layout, str(mismatch))
+            return None
+        except Refusal as refusal:
+            await self._give_back(handle, pending, refusal)
+            return None
+        pending.decoded, pending.chain = changed.tokens, _chain(changed.properties)
+        size = told.message.size
+        handle.sizes.append((size + len(changed.data), size + told.length))
+        return calls.with_data(call, changed.data)
+
+    async def _quarantine(
+        self, call: Segment, told: calls.Message, handle: Handle, layout: QueueLayout, why: str
+    ) -> None:
+        """Move a message that has not its layout to where such messages are kept, and ask for the next.
+
+        Raises `Refusal` UP-01 if it cannot be moved: the channel ends, and the queue manager has the message still.
+        """
+        refusal = Refusal("MQ-04", f"the message has not the layout {layout.name}: {why}", sqlstate="22P02")
+        pending = Pending(
+            call, "quarantine" if handle.wanted == "get" else "browse", time.time(), time.perf_counter(),
+            ((handle.manager, handle.queue, handle.wanted),), handle.verdict, handle.cached,
+            _message(told.message, told.whole),
+        )  # fmt: skip
+        size = told.message.size + told.length
+        if handle.wanted == "get":
+            pending.uses = (*pending.uses, (handle.manager, layout.quarantine, "put"))
+            await self._alone()
+            code, reason = calls.outcome(await self._ask(calls.moving(call, layout.quarantine)))
+            if code == FAILED:
+                what = f"a message cannot be moved to {layout.quarantine}"
+                raise Refusal("UP-01", what, sqlstate="08006", fatal=True,
+                              detail_for_audit=f"MQPUT1: {reason}; {why}")  # fmt: skip
+        await self._keep(pending, Outcome("denied", sqlstate="22P02", reason=reason_of(refusal)),
+                         refused_verdict(refusal))  # fmt: skip
+        if handle.wanted == "get" and not self._unit:
+            await self._commit(call)
+        await self._next(handle, size)
+
+    async def _next(self, handle: Handle, size: int) -> None:
+        """Ask for the message behind one of so many bytes that the client does not get."""
+        request = handle.request
+        assert request is not None  # noqa: S101
+        told = calls.request(request)
+        options = told.options
+        if options & _BROWSE_FIRST:
+            options = options & ~_BROWSE_FIRST | _BROWSE_NEXT
+        handle.request = calls.with_request(request, options=options, received=size)
+        if told.confirmed:
+            handle.again = True  # once its answer has come
+        elif handle.until and time.monotonic() >= handle.until:
+            handle.sizes.append((0, size))  # the client does not wait any more
+        elif any(each.type is Type.REQUEST_MSGS and calls.request(each).handle == told.handle for each in self._client):
+            handle.sizes.append((0, size))
+        else:
+            self._session.to_manager(handle.request)
+
+    async def _give_back(self, handle: Handle, pending: Pending, refusal: Refusal) -> None:
+        """Refuse a message that cannot be decoded now; it stays on its queue.
+
+        Raises the refusal if it is in the client's unit of work: the channel ends, and all of that is undone.
+        """
+        request = handle.request
+        assert request is not None  # noqa: S101
+        kept = handle.wanted == "get"
+        if kept and (self._unit or pending.options & _SYNCPOINT or not handle.kept):
+            raise refusal
+        await self._keep(pending, Outcome("denied", sqlstate=refusal.sqlstate, reason=reason_of(refusal),
+                                          error=refusal.detail_for_audit or ""), refused_verdict(refusal))  # fmt: skip
+        if kept:
+            await self._alone()
+            await self._ask(calls.ending(request, Type.MQBACK))
+        for answer in calls.refused(msgspec.structs.replace(request, flags=int(WHOLE), request=1), reason_of(refusal)):
+            self._session.to_client(answer)
+
     async def _notified(self, call: Segment) -> None:
         told = calls.notification(call)
         handle = self._handles.get(told.handle)
+        if handle is not None and handle.again and told.code == _CHECK_MSG and handle.request is not None:
+            handle.again, handle.confirmed = False, True
+            self._session.to_manager(handle.request)
+            return
         nothing = told.code == _CHECK_MSG and handle is not None and handle.confirmed
         if handle is not None and (nothing or told.code == _STREAMING_FAILURE):
             handle.confirmed = False
@@ -739,13 +907,22 @@ class Conversation:
             template=template,
             template_sha256=hashlib.sha256(template.encode()).hexdigest(),
             action=pending.action,
-            relations=tuple(Relation(relation(manager, queue), access) for manager, queue, access in pending.uses),
+            chain=pending.chain,
+            relations=tuple(self._relation(pending, use) for use in pending.uses),
             message=pending.message,
             verdict=verdict,
             outcome=outcome,
             intent="" if outcome.status == "intent" else pending.intent,
             stages={} if outcome.status == "intent" else {"total": elapsed},
         )
+
+    def _relation(self, pending: Pending, use: Use) -> Relation:
+        manager, queue, access = use
+        layout = self._layout(manager, queue)
+        if layout is None:
+            return Relation(relation(manager, queue), access)
+        reads = _terms(pending.verdict).reads if pending.verdict is not None else {}
+        return Relation(relation(manager, queue), access, tuple(sorted(layout.fields)), sensitive=reads)
 
 
 class _Answered(Refusal):
@@ -756,9 +933,16 @@ class _Answered(Refusal):
         self.reason = reason
 
 
-def _selected(verdict: Verdict) -> str:
-    """The selection string of a decision; empty: all messages."""
-    return str(verdict.values[0])
+def _terms(verdict: Verdict) -> QueueTerms:
+    (terms,) = verdict.values
+    assert isinstance(terms, QueueTerms)  # noqa: S101
+    return terms
+
+
+def _chain(properties: dict[str, str]) -> Chain:
+    """The call chain that the properties of a message tell of."""
+    traceparent = properties.get("usr.traceparent")
+    return Chain(source="message", trust="asserted", traceparent=traceparent[:256]) if traceparent else Chain()
 
 
 def reason_of(refusal: Refusal) -> int:

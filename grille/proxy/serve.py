@@ -36,6 +36,7 @@ from grille.proxy.channel import ChannelSession, MqDoor
 from grille.proxy.config import Config, ConfigError, Database, Problem, decode
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent, Registry
+from grille.proxy.layouts import Payloads, read_layouts
 from grille.proxy.listener import Address, Door, Listener, PostgresDoor, SessionFactory
 from grille.proxy.listener import Session as ServedSession
 from grille.proxy.node import (
@@ -114,6 +115,7 @@ class Worker:
         if config.quotas.store:
             self._store = StoreCounters(self._quotas, config.quotas, keys.store_key(config), self._on_store)
         self._provider = Provider(config, self._note)
+        self._layouts = read_layouts(config)
         self._signing_key = keys.signing_key(config)
         try:
             self._certificates = Certificates(config.listener, config.trust_domains, on_reload=self._on_certificates)
@@ -416,9 +418,10 @@ class Worker:
             store=self._store,
             on_quota=self._on_quota,
             queues={
-                manager.name: Queues(lambda: self._policy.current, config.policy.cache_entries)
+                manager.name: Queues(lambda: self._policy.current, config.policy.cache_entries, self._layouts)
                 for manager in config.queue_managers
             },
+            payloads=Payloads(self._layouts, self._provider.tokens),
             shown={database.name: Shown(self._catalog_of(database.name)) for database in config.databases},
         )
 

@@ -14,6 +14,7 @@ from grille.protocols.postgres.messages import BackendKeyData
 from grille.proxy.config import Config
 from grille.proxy.enforcement import Enforcement
 from grille.proxy.identity import Agent
+from grille.proxy.layouts import Payloads
 from grille.proxy.pipe import SharedPipes
 from grille.proxy.queues import Queues
 from grille.proxy.quota import QuotaReached, Quotas
@@ -104,6 +105,8 @@ class Services:
     quotas: Quotas = field(default_factory=Quotas)
     queues: Mapping[str, Queues] = field(default_factory=dict)
     """What the policy says of queues, by the configured queue manager's name."""
+    payloads: Payloads | None = None
+    """What is done with the fields of messages; None where there are no queue managers."""
     pipes: Mapping[str, SharedPipes] = field(default_factory=dict)
     """The shared pipes of each database; a database that has none is served without the fast path."""
     shown: Mapping[str, Shown] = field(default_factory=dict)

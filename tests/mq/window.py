@@ -64,9 +64,13 @@ def write_config(
     manager: Mapping[str, Any] | None = None,
     listener: Mapping[str, Any] | None = None,
     audit: Mapping[str, Any] | None = None,
+    more: Sequence[str] = (),
     workers: int = 2,
 ) -> Path:
-    """A configuration beside its certificates, for a queue manager on a port of this machine."""
+    """A configuration beside its certificates, for a queue manager on a port of this machine.
+
+    ``more``: further sections.
+    """
     authority.write_bundle(directory / "agents.pem")
     authority.issue_server().write(directory, "grille")
     write_signing_key(directory / "signing.pem")
@@ -83,6 +87,7 @@ def write_config(
                                      "queue_manager_user": name[:12]}) for name in agents),
         section("[policy]", {"bundle": "policy.tar.gz"}),
         section("[audit]", {"directory": "audit", "signing_key": "signing.pem", **(audit or {})}),
+        *more,
     ]  # fmt: skip
     path.write_text("\n".join(sections))
     return path

@@ -17,7 +17,7 @@ from grille.protocols.mq import calls, requests
 from grille.protocols.mq.requests import BROWSE, INPUT_SHARED, INQUIRE, OUTPUT, Described
 from grille.protocols.mq.segments import MULTIPLEXED, WHOLE, Segment, Type
 from grille.proxy.mq_client import Client, Connection, MqError
-from tests.mq.lab import DEADLINE, Lab
+from tests.mq.lab import DEADLINE, Lab, eventually
 from tests.mq.manager import CHANNEL, NAME, Peer
 from tests.mq.queues import Queue
 from tests.mq.window import EVERYTHING
@@ -465,12 +465,6 @@ async def gone(work: Awaitable[object]) -> None:
 
 def ends(*_: object) -> None:
     raise WireError("the queue manager ends")
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

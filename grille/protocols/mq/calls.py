@@ -49,6 +49,7 @@ _SPI_VERBS: Final = {1: "query", 6: "reserve", SPI_OPEN: "open"}
 _LPOO_SIZES: Final = {1: 32, 3: 88}
 _SPI_BLOCK: Final = API + 24
 """Where the block of an SPI call begins that has the call's own fields."""
+_SYNCPOINT: Final = 0x2
 _UTF8: Final = 1208
 """CCSID."""
 _OUTPUT, _FAIL_IF_QUIESCING = 0x10, 0x2000
@@ -313,6 +314,39 @@ def without_read_ahead(call: Segment) -> Segment:
     body = bytearray(call.body)
     struct.pack_into("<I" if call.little else ">I", body, at, options)
     return msgspec.structs.replace(call, body=bytes(body))
+
+
+def moving(like: Segment, queue: str) -> Segment:
+    """MQPUT1 of a message that was got, an ASYNC_MESSAGE, to another queue, in the unit of work.
+
+    The message keeps its descriptor, and so its id.  Raises `ProtocolError`.
+    """
+    told = message(like)
+    order = "<" if like.little else ">"
+    od = bytearray(_EMPTY_OBJECT[order][: OD_SIZES[1]])
+    struct.pack_into(f"{order}II", od, 4, 1, 1)
+    od[12:60] = queue.encode("ascii").ljust(48)
+    pmo = struct.pack(f"{order}4sIIii", b"PMO ", 1, _SYNCPOINT | _FAIL_IF_QUIESCING, -1, -1).ljust(128, b"\0")
+    descriptor = like.body[told.data_at - told.message.size : told.data_at]
+    data = like.body[told.data_at : told.data_at + told.length]
+    rest = bytes(od) + descriptor + pmo + struct.pack(f"{order}I", len(data)) + data
+    length = (36 if like.eyecatcher == MULTIPLEXED else 28) + API + len(rest)
+    body = length.to_bytes(4, "big") + bytes(12) + rest
+    return msgspec.structs.replace(like, type=Type.MQPUT1, flags=int(WHOLE), request=0, body=body)
+
+
+def with_put_length(reply: Segment, length: int) -> Segment:
+    """The reply to MQPUT or MQPUT1 that tells of so many bytes of data.  Raises `ProtocolError`."""
+    fields = _fields(reply)
+    at = API
+    if reply.type is Type.MQPUT1_REPLY:
+        at += object_descriptor(fields, at).size
+    at += message_descriptor(fields, at).size
+    at += put_options(fields, at).size
+    fields.raw(at, 4)
+    body = bytearray(reply.body)
+    struct.pack_into("<I" if reply.little else ">I", body, at, length)
+    return msgspec.structs.replace(reply, body=bytes(body))
 
 
 def ending(like: Segment, kind: Type) -> Segment:

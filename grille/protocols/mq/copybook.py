@@ -273,7 +273,7 @@ class Copybook:
             for offset, name, item in self._places
         ]
 
-    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str]], ccsid: int) -> bytes:
+    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str | None]], ccsid: int) -> bytes:
         """See `Layout`."""
         items = {offset: item for offset, _, item in self._places}
         return spliced(
@@ -359,7 +359,9 @@ _OVERPUNCHED: Final = {byte: digit for series in (_PLUS, _MINUS) for digit, byte
 """Last digits with a sign, as they are after a conversion from EBCDIC to ASCII."""
 
 
-def _written(data: bytes, item: Item, name: str, value: str, ccsid: int) -> bytes:
+def _written(data: bytes, item: Item, name: str, value: str | None, ccsid: int) -> bytes:
+    if value is None:
+        value = "" if item.kind == "text" else "0" * item.digits
     if item.kind == "text":
         new = encoded(value, ccsid)
         if len(new) > item.size:

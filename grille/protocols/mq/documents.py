@@ -58,10 +58,13 @@ class Json:
         found.sort(key=lambda each: each[1])
         return _in_bytes(text, ccsid, found)
 
-    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str]], ccsid: int) -> bytes:
+    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str | None]], ccsid: int) -> bytes:
         """See `Layout`."""
         new = []
         for span, value in changes:
+            if value is None:
+                new.append((span, encoded("null", ccsid)))
+                continue
             if span.form == "number" and not (value.isascii() and _ATOM.fullmatch(value) and value not in _WORDS):
                 raise Mismatch(f"a value of the field {span.field} is not a number")
             text = value if span.form == "number" else json.dumps(value, ensure_ascii=False)
@@ -197,9 +200,9 @@ class Delimited:
                     found.append((field, start, end, value, "quoted" if text[start] == self._quote else ""))
         return _in_bytes(text, ccsid, found)
 
-    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str]], ccsid: int) -> bytes:
+    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str | None]], ccsid: int) -> bytes:
         """See `Layout`."""
-        return spliced(data, [(span, encoded(self._written(span, value), ccsid)) for span, value in changes])
+        return spliced(data, [(span, encoded(self._written(span, value or ""), ccsid)) for span, value in changes])
 
     def _columns(self, first: list[str]) -> dict[int, str]:
         """Places of the fields, from 0, in order."""

@@ -43,12 +43,16 @@ class Layout(Protocol):
     """How messages of one kind are made up."""
 
     def find(self, data: bytes, ccsid: int) -> list[Span]:
-        """Every sensitive value, in the order in which they stand.  Raises `Mismatch` if the payload is not so."""
+        """Every sensitive value, in the order in which they stand; an empty one is no value.
 
-    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str]], ccsid: int) -> bytes:
+        Raises `Mismatch` if the payload is not so.
+        """
+
+    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str | None]], ccsid: int) -> bytes:
         """The payload with other values in the places of these, which are in order; all other bytes stay.
 
-        Raises `Mismatch` for a value that does not fit its place.
+        None is what the layout has for no value: blanks, zeros, null.  Raises `Mismatch` for a value that does not fit
+        its place.
         """
 
 

@@ -29,11 +29,10 @@ def text_of(selection: bytes, ccsid: int) -> str:
 def compare(name: str, operator: str, value: object) -> str:
     """One condition; ``operator`` is ``=``, ``<>``, ``<``, ``<=``, ``>`` or ``>=``.
 
-    A message without the property is not selected, whatever the operator.  Raises ValueError, in words that follow "the
-    filter".
+    A message without the property is not selected, whatever the operator.  Raises ValueError.
     """
     if not _PROPERTY.fullmatch(name) or name.upper() in _WORDS:
-        raise ValueError("names what is not a property of a message")
+        raise ValueError("the filter names what is not a property of a message")
     return f"{name} {operator} {_literal(value)}"
 
 
@@ -46,7 +45,7 @@ def _literal(value: object) -> str:
         return repr(value)
     if isinstance(value, str) and value.isprintable():
         return "'" + value.replace("'", "''") + "'"
-    raise ValueError("has a value that a selection string cannot hold")
+    raise ValueError("the filter has a value that a selection string cannot hold")
 
 
 def both(clients: str, policys: str) -> str:
