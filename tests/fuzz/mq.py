@@ -20,7 +20,9 @@ from tests.protocols.mq.test_segments import SEEN
 SEGMENT_LIMIT: Final = 4096
 MESSAGE_LIMIT: Final = 16_384
 _READERS: Final[dict[Type, Callable[[Segment], object]]] = {
-    Type.INITIAL_DATA: functools.partial(restricted, segment_limit=4096, message_limit=1 << 20, conversations=3),
+    Type.INITIAL_DATA: functools.partial(
+        restricted, channel="C", segment_limit=4096, message_limit=1 << 20, conversations=3
+    ),
     Type.SOCKET_ACTION: socket_action,
     Type.MQCONN: calls.connect,
     Type.MQOPEN: calls.open_,
@@ -32,6 +34,14 @@ _READERS: Final[dict[Type, Callable[[Segment], object]]] = {
     Type.NOTIFICATION: calls.notification,
     Type.MQCONN_REPLY: calls.outcome,
     Type.MQCLOSE: calls.handle,
+    Type.MQGET: calls.get,
+    Type.MQGET_REPLY: calls.get,
+    Type.MQINQ: calls.inquiry,
+    Type.MQOPEN_REPLY: calls.opened,
+    Type.SPI_REPLY: calls.opened,
+    Type.MQPUT_REPLY: calls.answered_put,
+    Type.MQPUT1_REPLY: calls.answered_put,
+    Type.MQSTAT_REPLY: functools.partial(calls.with_failures, reason=2035, succeeded=1, failed=1),
 }
 
 
@@ -110,6 +120,13 @@ def _again(encoded: bytes) -> Segments:
     return segments
 
 
+def _answer(call: Segment) -> Segment:
+    """The reply to an SPI open, as one that echoes it."""
+    at = calls.API + 24
+    body = call.body[: at + 3] + b"O" + call.body[at + 4 :]
+    return msgspec.structs.replace(call, type=Type.SPI_REPLY, body=body)
+
+
 def _read(call: Segment) -> None:
     reader = _READERS.get(call.type)
     if reader is None:
@@ -117,6 +134,21 @@ def _read(call: Segment) -> None:
     reader(call)
     if call.type is Type.INITIAL_DATA:
         initial_data(restricted(call, "C", segment_limit=1, message_limit=1, conversations=0))
+    if call.type in (Type.MQOPEN, Type.SPI):
+        told = calls.open_(call)
+        assert calls.open_(calls.without_read_ahead(call)).what == told.what
+        if not told.what.object_string and call.type is Type.SPI:
+            selected = calls.with_selection(call, "n = 1")
+            assert calls.open_(selected).what.selection == b"n = 1"
+            back = calls.as_asked(msgspec.structs.replace(_answer(selected)), call)
+            assert calls.opened(back).name == told.what.name and len(back.body) == len(call.body)
+        if not told.what.object_string and not told.what.selection:
+            newer = calls.with_version(call, 4)
+            assert calls.open_(newer).what.name == told.what.name
+            assert calls.open_(calls.with_version(newer, told.what.version)).what == told.what
+    if call.type is Type.ASYNC_MESSAGE:
+        told = put(calls.moving(call, "BAD"))
+        assert told.what is not None and told.what.name == "BAD" and told.length == message(call).length
     if call.type in (Type.MQPUT, Type.MQPUT1, Type.ASYNC_MESSAGE):
         read = message if call.type is Type.ASYNC_MESSAGE else put
         told = read(call)

@@ -33,6 +33,7 @@ from tests.catalogue.rows import ROWS
 from tests.differential.generator import script
 from tests.differential.world import FILTERS, HERE
 from tests.fuzz import mq
+from tests.fuzz import payload as payloads
 from tests.protocols.postgres.test_lexer import ATOMS, scanned
 
 LIMITS: Final = frontend_limits(max_message_bytes=4096, max_statement_bytes=1024)
@@ -342,5 +343,6 @@ def targets(cluster: Cluster) -> tuple[Target, ...]:
         Target("lexer", _hostile, lexer),
         Target("rows", _rows, rows),
         Target("mq", mq.make, mq.check),
+        Target("payload", payloads.make, payloads.check),
         Target("statements", _statement, plans.check),
     )

@@ -10,7 +10,15 @@ from grille.proxy.demo.cluster import Cluster
 from tests.fuzz.__main__ import CORPUS, crashes, smallest
 from tests.fuzz.targets import Target, targets
 
-SHORT = {"frames": 3000, "startup": 10_000, "lexer": 10_000, "rows": 5000, "mq": 5000, "statements": 1500}
+SHORT = {
+    "frames": 3000,
+    "startup": 10_000,
+    "lexer": 10_000,
+    "rows": 5000,
+    "mq": 5000,
+    "payload": 5000,
+    "statements": 1500,
+}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from grille.protocols.postgres.framing import StartupFrames
 from grille.proxy import config
 from grille.proxy.authority import Authority, write_private, write_signing_key
 from grille.proxy.identity import Agent, Registry, check_svid
-from grille.proxy.listener import Listener
+from grille.proxy.listener import Listener, PostgresDoor
 from grille.proxy.stream import ByteStream
 from grille.proxy.tls import Certificates
 
@@ -146,7 +146,8 @@ async def test_libpq_connects_with_verify_full(tmp_path: Path, negotiation: str)
         Certificates(settings, [domain]),
         Registry([config.Identity(spiffe_id="spiffe://bank.example/ns/*", database="bank")]),
         session,
-        cancel=lambda number, secret: None,
+        door=PostgresDoor(lambda number, secret: None),
+        handshake_timeout=10.0,
         on_refused=lambda *refusal: refusals.append(refusal),
     )
     port = await listener.start()

@@ -22,8 +22,9 @@ MAX_RECORD: Final = 1 << 20
 MAX_ITEMS: Final = 10_000
 _DEEPEST: Final = 48
 _TOKEN: Final = re.compile(r"'[^']*'|\"[^\"]*\"|[^\s.,;]+(?:\.[^\s.,;]+)*|\.")
-_PICTURE: Final = re.compile(r"(S?)((?:[9XAV](?:\(\d{1,7}\))?)+)", re.IGNORECASE)
-_PART: Final = re.compile(r"([9XAV])(?:\((\d+)\))?", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"[0-9]{1,7}")
+_PICTURE: Final = re.compile(r"(S?)((?:[9XAV](?:\([0-9]{1,7}\))?)+)", re.IGNORECASE)
+_PART: Final = re.compile(r"([9XAV])(?:\(([0-9]+)\))?", re.IGNORECASE)
 _USAGES: Final = {
     "DISPLAY": "display", "COMP-3": "packed", "COMPUTATIONAL-3": "packed", "PACKED-DECIMAL": "packed",
     "COMP": "binary", "COMPUTATIONAL": "binary", "COMP-4": "binary", "COMPUTATIONAL-4": "binary", "COMP-5": "binary",
@@ -84,7 +85,7 @@ def _sentences(text: str) -> Iterator[list[str]]:
     """Words of each entry, which ends with a full stop."""
     lines = []
     for line in text.splitlines():
-        fixed = len(line) > 6 and (line[:6].isdigit() or not line[:6].strip())
+        fixed = len(line) > 6 and (_NUMBER.fullmatch(line[:6]) or not line[:6].strip())
         if fixed and line[6] in "*/":
             continue
         if fixed and line[6] == "-":
@@ -103,7 +104,7 @@ def _sentences(text: str) -> Iterator[list[str]]:
 
 
 def _item(words: list[str], number: int) -> Item | None:
-    if not words[0].isdigit():
+    if not _NUMBER.fullmatch(words[0]):
         raise LayoutError(f"entry {number} does not begin with a level number")
     level = int(words[0])
     if level in (66, 88):
@@ -130,7 +131,7 @@ def _item(words: list[str], number: int) -> Item | None:
         elif word in _USAGES:
             usage = _USAGES[word]
         elif word == "OCCURS":
-            if not rest or not rest[0].isdigit() or "DEPENDING" in rest or "TO" in rest[:2]:
+            if not rest or not _NUMBER.fullmatch(rest[0]) or "DEPENDING" in rest or "TO" in rest[:2]:
                 raise LayoutError(f"OCCURS of {where} is not a fixed number of times")
             item.occurs = int(rest.pop(0))
             if not 1 <= item.occurs <= MAX_RECORD:

@@ -67,8 +67,13 @@ class Json:
                 continue
             if span.form == "number" and not (value.isascii() and _ATOM.fullmatch(value) and value not in _WORDS):
                 raise Mismatch(f"a value of the field {span.field} is not a number")
-            text = value if span.form == "number" else json.dumps(value, ensure_ascii=False)
-            new.append((span, encoded(text, ccsid)))
+            if span.form == "number":
+                new.append((span, encoded(value, ccsid)))
+                continue
+            try:
+                new.append((span, encoded(json.dumps(value, ensure_ascii=False), ccsid)))
+            except Mismatch:  # as an escape, then
+                new.append((span, encoded(json.dumps(value), ccsid)))
         return spliced(data, new)
 
     def _value(self, text: str, at: int, path: Path | None, found: list[Found], depth: int) -> int:
