@@ -60,7 +60,17 @@ def page() -> str:
         note = "At least one." if many and field.required else "Optional." if not field.required else ""
         about = " ".join([inspect.cleandoc(section.__doc__ or "").replace("``", "`"), note]).strip()
         parts.append(f"\n## `{title}`\n\n{about}\n\n{_table(section)}")
+        for name, inner in _inner(section):
+            about = inspect.cleandoc(inner.__doc__ or "").replace("``", "`")
+            parts.append(f"\n### `{field.name}.{name}`\n\n{about}\n\n{_table(inner)}")
     return "".join(parts)
+
+
+def _inner(section: type[msgspec.Struct]) -> list[tuple[str, type[msgspec.Struct]]]:
+    """Keys of a section that are lists of tables."""
+    kinds = get_type_hints(section, include_extras=True).items()
+    inner = [(name, get_args(kind)[0]) for name, kind in kinds if get_origin(kind) is tuple]
+    return [(name, kind) for name, kind in inner if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
 
 
 def _table(section: type[msgspec.Struct]) -> str:
@@ -92,6 +102,8 @@ def _type(kind: Any) -> str:
         return ", ".join(f"`{msgspec.json.encode(choice).decode()}`" for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of {_type(get_args(kind)[0])}"
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return "tables"
     if get_origin(kind) is dict:
         return f"table of {_type(get_args(kind)[1])}"
     if get_origin(kind) in (Union, types.UnionType):

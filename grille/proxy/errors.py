@@ -125,6 +125,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "MQ-01": "Open for get, browse, put or inquire only, and leave user and context to the queue manager.",
     "MQ-02": "Open a queue by a name that you were given.",
     "MQ-03": "Name a queue that you may get from, or one that you have made, as ReplyToQ.",
+    "MQ-04": "Put a message that is made up as the layout of the queue says.",
     "OP-01": "Connect again: another node, or this one after its restart, will answer.",
     "RO-02": "The row as written would be outside of what you may see. Write rows inside your own scope only.",
     "ST-01": "Correct the statement and send it again.",

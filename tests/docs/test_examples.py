@@ -267,6 +267,7 @@ def test_the_question_about_a_session_is_the_one_that_is_asked() -> None:
     filters = msgspec.json.decode(checked("mq-filter").text, type=dict[str, Filter])
     (name,) = filters
     assert queues._condition(filters[name], name) == "branch = '0042'"
+    assert msgspec.json.decode(checked("mq-columns").text, type=dict[str, ColumnObligation])
     shown = msgspec.convert(msgspec.json.decode(checked("connect").text), Operation)
     assert shown == CONNECT
 
