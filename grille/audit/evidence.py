@@ -20,7 +20,7 @@ from grille.audit import chain, records
 from grille.audit.chain import Block, Header
 from grille.audit.encoding import decode, encode
 from grille.audit.encoding import reveals as reveals
-from grille.audit.event import Event
+from grille.audit.event import Event, Outcome
 from grille.audit.records import Record
 from grille.audit.spool import PUBLIC_KEY_FILE, chain_directory, segments
 
@@ -485,6 +485,8 @@ def _answer(event: Event) -> str:
     outcome = event.outcome
     if outcome is None:
         return event.text
+    if event.protocol == "mq" and outcome.status in ("ok", "denied", "error"):
+        return _queue_answer(event.action, outcome)
     if outcome.status == "denied":
         return f"nothing was answered but the refusal, SQLSTATE {outcome.sqlstate or 'none'}"
     if outcome.status == "error":
@@ -494,6 +496,21 @@ def _answer(event: Event) -> str:
     if outcome.status == "unknown":
         return "the outcome is not known"
     answer = f"{outcome.tag}: {outcome.rows} rows, {outcome.bytes} bytes"
+    if outcome.encoded or outcome.decoded:
+        answer += f", {outcome.encoded} values tokenized, {outcome.decoded} tokens decoded"
+    return answer
+
+
+def _queue_answer(action: str, outcome: Outcome) -> str:
+    """What came back of a call of IBM MQ, in words."""
+    if action == "quarantine":
+        return "the message was moved to quarantine, and the client got the next one"
+    if outcome.status != "ok":
+        who = "nothing was done; the client was told" if outcome.status == "denied" else "the queue manager refused it:"
+        return f"{who} MQRC {outcome.reason}" + (f" ({outcome.error})" if outcome.error else "")
+    if not outcome.rows:
+        return f"MQRC {outcome.reason}" if outcome.reason else "done"
+    answer = f"{outcome.rows} message, {outcome.bytes} bytes"
     if outcome.encoded or outcome.decoded:
         answer += f", {outcome.encoded} values tokenized, {outcome.decoded} tokens decoded"
     return answer
@@ -533,7 +550,7 @@ def _tell(events: list[Event]) -> str:
             by = f" (handler {plain(event.chain.handler)})" if event.chain.handler else ""
             lines.append(f"     tool      {plain(event.chain.tool or '-')}{by}")
         if event.template:
-            lines.append(f"     SQL       {plain(event.template)}")
+            lines.append(f"     {'call' if event.protocol == 'mq' else 'SQL':<9} {plain(event.template)}")
         elif event.statement_bytes:
             lines.append(f"     SQL       not understood, {event.statement_bytes} bytes")
         for used in event.relations:

@@ -171,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = command(commands, "demo", "see it work, end to end", _DEMO, "grille demo --keep")
     demo.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    demo.add_argument("--mq", action="store_true", help="only the chapter on IBM MQ, which needs no PostgreSQL")
     demo.add_argument("--directory", metavar="DIR", type=Path, help="where its files go (default: a temporary one)")
 
     configured(command(commands, "serve", "run the proxy", _SERVE, "grille serve --config grille.toml"))

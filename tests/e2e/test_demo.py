@@ -110,7 +110,29 @@ def test_the_whole_story(demo):
     # the evidence
     assert re.search(r"^  verified events=\d+ blocks=\d+$", output, re.MULTILINE)
     assert re.search(r"^  tampered block=\S+ event=\S+ reason=", output, re.MULTILINE)
+    assert_queues(output.partition("in front of a queue")[2])
     assert "Traceback" not in output
+    assert_clean(running.directory)
+
+
+def assert_queues(output):
+    tokens = re.findall(r"^  on the queue: (\d{16}), ", output, re.MULTILINE)
+    clear = re.findall(r"^mainframe bridge> MQPUT PAYMENTS.IN: (\d{16}), .* \(EBCDIC\)$", output, re.MULTILINE)
+    assert len(tokens) == len(clear) == 2 and not set(tokens) & set(clear)
+    assert re.findall(r"^settlement> MQGET PAYMENTS.IN: (\d{16}), ", output, re.MULTILINE) == clear
+    masked = re.findall(r"^reporting> MQGET PAYMENTS.IN, browsing: (\S+), ", output, re.MULTILINE)
+    assert masked == ["*" * 12 + number[-4:] for number in clear]
+    assert "reporting> MQOPEN PAYMENTS.IN for input, which gets, which takes the message away: 2035" in output
+    assert "stranger> MQCONN: 2035, not authorized" in output
+    assert "DENIED MQ-04" in output and "moved to quarantine" in output
+    assert re.search(r"^  verified events=\d+ blocks=\d+$", output, re.MULTILINE)
+
+
+def test_the_chapter_on_queues(demo):
+    running = demo("--mq")
+    assert running.finish() == 0, running.output
+    assert_queues(running.output)
+    assert "PostgreSQL" not in running.output
     assert_clean(running.directory)
 
 

@@ -7,8 +7,13 @@ package grille
 # Every relation that the statement uses, with the way it is used.
 uses contains {"relation": name, "access": use.access} if {
 	some use in input.operation.relations
-	name := concat(".", [use.schema, use.name])
+	name := concat(separator, [use.schema, use.name])
 }
+
+default separator := "."
+
+# A queue is called QM1/PAYMENTS.IN.
+separator := "/" if input.session.protocol == "mq"
 
 role := data.roles[data.agents[input.identity.spiffe_id]]
 

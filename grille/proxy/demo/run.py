@@ -43,6 +43,8 @@ try:
 
     from grille.proxy.demo.agents import Agent, Answer, connection_parameters, traceparent, with_chain
     from grille.proxy.demo.cluster import Cluster, debian_binaries, embedded_binaries
+    from grille.proxy.demo.mq import STAND_IN, Chapter
+    from grille.proxy.mq_client import MqError
 except ImportError as _error:
     raise ImportError(f"{_error}; the demo needs more than the proxy: pip install 'grille[demo]'") from None
 
@@ -69,8 +71,11 @@ def main(chosen: argparse.Namespace) -> int:
                 console.print(f"The demo cannot begin: {error}", style="bold red", markup=False)
                 return 1
             try:
-                demo.run(keep=chosen.keep)
-            except (DemoError, OSError, psycopg.Error, asyncpg.PostgresError) as error:
+                if chosen.mq:
+                    demo.run_mq()
+                else:
+                    demo.run(keep=chosen.keep)
+            except (DemoError, MqError, OSError, psycopg.Error, asyncpg.PostgresError) as error:
                 console.print(f"\nThe demo failed: {error}", style="bold red", markup=False)
                 demo.show_logs()
                 return 1
@@ -129,9 +134,17 @@ class _Demo:
         self._insert(service)
         prompt = self._attack(service)
         self._evidence(prompt)
+        self._queues()
         self._console.print(f"\nDone in {time.monotonic() - self._begun:.0f} s.", style="bold green")
         if keep:
             self._keep()
+
+    def run_mq(self) -> None:
+        """Only the chapter on IBM MQ."""
+        self._console.print(Text("Grille: agents, a queue manager, and the window between them", style="bold"))
+        self._say(f"Files of this run: {self._directory}")
+        self._queues()
+        self._console.print(f"\nDone in {time.monotonic() - self._begun:.0f} s.", style="bold green")
 
     # 1: the bank
 
@@ -419,6 +432,23 @@ class _Demo:
         output = self._command("audit", "verify", str(copy), "--head", str(head), status=1)
         self._expect(output[-1].startswith("tampered block="), "the change is found")
 
+    # 10: queues
+
+    def _queues(self) -> None:
+        self._step(
+            "The same window in front of a queue",
+            "Grille's listener for IBM MQ, mutual TLS, a COBOL record in EBCDIC (IBM-1047), FF1 tokens, the record",
+            "the queue manager (no real one can be had), and the clients, which are Grille's own small one",
+        )
+        if not STAND_IN.exists():
+            self._say("Left out: the stand-in for a queue manager is a part of a checkout's tests.", "yellow")
+            return
+        chapter = Chapter(self._directory, self._cleanup, self._say, self._expect, _stop)
+        chapter.run()
+        audit = str(chapter.audit)
+        self._command("audit", "show", "--decision", "deny", "--directory", audit)
+        self._command("audit", "verify", audit)
+
     # --keep
 
     def _keep(self) -> None:
@@ -467,7 +497,8 @@ class _Demo:
 
     def show_logs(self) -> None:
         """The ends of the logs, after a failure."""
-        for path in (self._directory / "grille.log", self._directory / "postgres" / "postgres.log"):
+        logs = ("grille.log", "postgres/postgres.log", "mq/grille.log")
+        for path in (self._directory / name for name in logs):
             if path.exists():
                 self._console.print(f"\nThe end of {path.name}:", style="bold")
                 for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]:
