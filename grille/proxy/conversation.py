@@ -65,6 +65,8 @@ _NOT_CARRIED: Final = 0x0800_0008
 _MANAGER_SELECTORS: Final = frozenset({2, 13, 14, 30, 31, 32, 273, 2006, 2015, 2032})
 """What IBM's clients ask about a queue manager: CCSID, longest message, highest priority, syncpoint, level, platform,
 capability, dead-letter queue, name and id."""
+_DELETE: Final = 0x3
+"""MQCO DELETE and DELETE_PURGE."""
 _CHECK_MSG, _STREAMING_FAILURE = 11, 14
 _ACCEPTED: Final = 0x40
 
@@ -96,6 +98,8 @@ class Handle(msgspec.Struct):
     leads: tuple[str, str] | None = None
     """Queue manager and queue that the name leads to, if it is another's."""
     layout: QueueLayout | None = None
+    made: bool = False
+    """The queue was made by this open."""
     sizes: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
     """Of messages with a layout that the client has not said to have received: bytes as it got them, and as the queue
     manager sent them."""
@@ -294,7 +298,9 @@ class Conversation:
             case Type.MQINQ:
                 await self._inquire(call, pending)
             case Type.MQCLOSE:
-                self._handle(calls.handle(call))
+                handle = self._handle(calls.handle(call))
+                if calls.close_options(call) & _DELETE and handle.queue not in self._session.dynamic:
+                    raise Refusal("MQ-01", "only a queue that was made for you is yours to delete")
                 await self._forward(pending)
             case Type.MQCMIT | Type.MQBACK | Type.MQDISC | Type.MQSTAT:
                 await self._forward(pending)
@@ -392,7 +398,7 @@ class Conversation:
 
     async def _put(self, call: Segment, pending: Pending) -> None:
         told = calls.put(call)
-        pending.message = _message(told.message, told.length)
+        pending.message, pending.options = _message(told.message, told.length), told.options.options
         if told.what is not None:
             manager, queue = self._queue(told.what), told.what.name
             leads, layout = None, self._layout(manager, queue)
@@ -400,7 +406,7 @@ class Conversation:
             handle = self._handle(told.handle)
             manager, queue, leads, layout = handle.manager, handle.queue, handle.leads, handle.layout
         use: Use = (manager, queue, "put")
-        pending.uses, pending.options = (use,), told.options.options
+        pending.uses = (use,)
         if told.options.options & _FORGERY:
             raise Refusal("MQ-01", "a message is from who puts it: its context cannot be set, nor another user named")
         if told.options.records:
@@ -451,7 +457,7 @@ class Conversation:
     async def _check_leads(self, call: Segment, manager: str, queue: str) -> None:
         """Find out where the name of an MQPUT1 leads, which its own reply would tell too late.  Raises `Refusal`."""
         session = self._session
-        if (manager == session.manager.name and queue in session.local) or queue in session.dynamic:
+        if manager == session.manager.name and (queue in session.local or queue in session.dynamic):
             return
         reply = await self._ask(calls.resolving(call, "" if manager == session.manager.name else manager, queue))
         code, reason = calls.outcome(reply)
@@ -469,7 +475,11 @@ class Conversation:
         ``policys``: its part of the selection that the queue is opened with.  Raises `Refusal`.
         """
         manager, queue, access = use
-        found = (what.resolved_manager or manager, what.resolved_name or queue)
+        if not what.resolved_name:
+            if access == "inquire":
+                return None
+            raise Refusal("AC-05", "the queue manager does not tell where the name leads")
+        found = (what.resolved_manager or manager, what.resolved_name)
         if found != (manager, queue):
             layout = self._layout(*found)
             if layout is not None and layout is not self._layout(manager, queue):
@@ -506,7 +516,7 @@ class Conversation:
         told = calls.get(call)
         pending.options = told.options.options
         await self._decide_get(told.handle, pending)
-        options = self._kept_options(pending, None)
+        options = self._kept_options(pending, None, told.options.wait)
         if options is not None:
             pending.kept, call = True, calls.with_get_options(call, options)
         await self._forward(pending, call)
@@ -515,9 +525,9 @@ class Conversation:
         told = calls.request(call)
         pending.options = told.options
         handle = await self._decide_get(told.handle, pending)
-        handle.wanted, handle.verdict, handle.cached = pending.uses[0][2], pending.verdict, pending.cached
+        handle.verdict, handle.cached = pending.verdict, pending.cached
         handle.options, handle.confirmed = told.options, told.confirmed
-        options = self._kept_options(pending, handle.layout)
+        options = self._kept_options(pending, handle.layout, 1 if told.listening else told.wait)
         handle.kept = options is not None
         if options is not None or handle.layout is not None:
             received = handle.received(told.received) if handle.layout is not None else told.received
@@ -526,19 +536,17 @@ class Conversation:
         handle.until = time.monotonic() + told.wait / 1000 if told.wait > 0 else 0.0
         self._session.to_manager(call)
 
-    def _kept_options(self, pending: Pending, layout: QueueLayout | None) -> int | None:
-        """MQGMO options with which the queue manager keeps the message that is got until its event is kept.
+    def _kept_options(self, pending: Pending, layout: QueueLayout | None, wait: int) -> int | None:
+        """MQGMO options with which the queue manager keeps the message that is got until the client has it.
 
-        None where it does so anyway, where it need not, and where it would not be this message alone: the client has a
-        unit of work open, and gets outside of it.  Raises `Refusal` for that from a queue with a layout, where a
-        message that is not as it should be could be lost.
+        None where it does so anyway, and where it would not be this message alone: the client has a unit of work open,
+        and gets outside of it.  Raises `Refusal` for that where the message could have to be given back: it may not be
+        as the layout of its queue says, or come after a wait in which the policy changes.
         """
         if pending.action != "get" or pending.options & _SYNCPOINT:
             return None
-        if layout is None and self._level("get") != "strict":
-            return None
         if self._unit and not pending.options & _SYNCPOINT_IF_PERSISTENT:
-            if layout is not None:
+            if layout is not None or wait:
                 raise Refusal("AC-05", "a get outside of the open unit of work cannot be made safe: end that first")
             return None
         return pending.options & ~(_NO_SYNCPOINT | _SYNCPOINT_IF_PERSISTENT) | _SYNCPOINT
@@ -571,7 +579,7 @@ class Conversation:
     async def _decide_get(self, number: int, pending: Pending) -> Handle:
         handle = self._handle(number)
         access: Access = "browse" if pending.options & _BROWSES else "get"
-        pending.action = access
+        pending.action = handle.wanted = access
         use: Use = (handle.manager, handle.queue, access)
         pending.uses = (use,)
         if pending.options & _NOT_CARRIED:
@@ -651,7 +659,7 @@ class Conversation:
             try:
                 call = await self._answered(pending, call)
             except Refusal as refusal:
-                if refusal.control == "AU-01":
+                if refusal.control == "AU-01" or refusal.fatal:
                     raise
                 await self._refuse(pending, refusal)
             else:
@@ -669,12 +677,16 @@ class Conversation:
             case Type.MQOPEN | Type.SPI:
                 reply = await self._opened(pending, reply, code)
             case Type.MQCLOSE if code != FAILED:
-                self._handles.pop(calls.handle(pending.call), None)
+                closed = self._handles.pop(calls.handle(pending.call), None)
+                if closed is not None and closed.made:
+                    self._session.dynamic.pop(closed.queue, None)
             case Type.MQPUT | Type.MQPUT1:
                 outcome = self._put_outcome(pending, reply)
                 if pending.length >= 0 and code != FAILED:
                     reply = calls.with_put_length(reply, pending.length)
             case Type.MQGET:
+                if code != FAILED:
+                    await self._still_given(pending)
                 outcome = self._got(pending, reply)
                 if pending.kept:
                     reply = calls.with_get_options(reply, pending.options)
@@ -702,17 +714,18 @@ class Conversation:
         what = calls.opened(reply)
         manager = pending.uses[0][0]
         leads = None
-        if what.name != asked.name:
+        made = what.name != asked.name
+        if made:
             self._session.dynamic[what.name] = self._session.dynamic.get(asked.name, asked.name)
         else:
             try:
                 for use in pending.uses:
-                    leads = await self._check_resolved(use, what, pending.selection)
+                    leads = await self._check_resolved(use, what, pending.selection) or leads
             except Refusal:
                 await self._ask(calls.closing(pending.call, number))
                 raise
         layout = self._layout(manager, what.name)
-        self._handles[number] = Handle(manager, what.name, pending.selection, leads, layout)
+        self._handles[number] = Handle(manager, what.name, pending.selection, leads, layout, made)
         if any(access == "get" for _, _, access in pending.uses):
             reply = calls.without_read_ahead(reply)
         return calls.as_asked(reply, pending.call)
@@ -757,6 +770,11 @@ class Conversation:
             call, handle.wanted, time.time(), time.perf_counter(), ((handle.manager, handle.queue, handle.wanted),),
             handle.verdict, handle.cached, _message(told.message, told.whole),
         )  # fmt: skip
+        try:
+            await self._still_allowed(handle, pending)
+        except Refusal as refusal:
+            await self._give_back(handle, pending, refusal)
+            return
         if handle.layout is not None:
             shown = await self._shown(call, told, handle, pending)
             if shown is None:
@@ -767,6 +785,29 @@ class Conversation:
         self._session.to_client(call, told.data_at)
         if handle.kept and told.reason != TRUNCATED[1]:
             await self._let_go(call, handle.options, persistent=told.message.persistence == 1)
+
+    async def _still_allowed(self, handle: Handle, pending: Pending) -> None:
+        """Decide again as a message comes: it may have been waited for for long.  Raises `Refusal`."""
+        pending.verdict, pending.cached = await self._decide(pending.uses[0])
+        handle.verdict = pending.verdict
+        if _terms(pending.verdict).selection != handle.selection:
+            raise Refusal("AC-05", "the policy's filter of messages has changed: open the queue anew")
+        if handle.leads is not None:
+            await self._decide_leads(handle.leads, handle.wanted, handle.selection)
+
+    async def _still_given(self, pending: Pending) -> None:
+        """`_still_allowed` for a message that answers an MQGET: it is given back if not.
+
+        Raises `Refusal`, a fatal one where giving it back takes the end of the channel.
+        """
+        try:
+            await self._still_allowed(self._handle(calls.handle(pending.call)), pending)
+        except Refusal as refusal:
+            if pending.action == "get":
+                refusal.fatal = self._unit or not pending.kept
+                if not refusal.fatal:
+                    await self._ask(calls.ending(pending.call, Type.MQBACK))
+            raise
 
     async def _shown(self, call: Segment, told: calls.Message, handle: Handle, pending: Pending) -> Segment | None:
         """A message of a queue with a layout, as the client may see it; None: it gets another, or a refusal."""
@@ -833,14 +874,15 @@ class Conversation:
             self._session.to_manager(handle.request)
 
     async def _give_back(self, handle: Handle, pending: Pending, refusal: Refusal) -> None:
-        """Refuse a message that cannot be decoded now; it stays on its queue.
+        """Refuse a message that may not be had, or not be decoded now; it stays on its queue.
 
-        Raises the refusal if it is in the client's unit of work: the channel ends, and all of that is undone.
+        Raises the refusal if it is in the client's unit of work, which is undone as the channel ends, and if no call
+        waits for the message: nothing else would be noticed.
         """
         request = handle.request
         assert request is not None  # noqa: S101
         kept = handle.wanted == "get"
-        if kept and (self._unit or pending.options & _SYNCPOINT or not handle.kept):
+        if (kept and (self._unit or not handle.kept)) or calls.request(request).listening:
             raise refusal
         await self._keep(pending, Outcome("denied", sqlstate=refusal.sqlstate, reason=reason_of(refusal),
                                           error=refusal.detail_for_audit or ""), refused_verdict(refusal))  # fmt: skip

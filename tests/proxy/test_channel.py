@@ -697,3 +697,93 @@ async def test_what_an_open_leads_to_is_asked_about_at_each_call(lab: Lab) -> No
     with fails(2035):
         await connection.get(handle)
     assert len(lab.manager.queues.named["A.QUEUE"].messages) == 1
+
+
+# what changes while a get waits
+
+
+async def waits(
+    lab: Lab, connection: Connection, handle: int, options: int = requests.NO_SYNCPOINT
+) -> asyncio.Task[Any]:
+    """A get under way, of which the queue manager knows."""
+    waiting = asyncio.create_task(connection.get(handle, options, wait=DEADLINE))
+    await eventually(lambda: bool(lab.manager.queues.named["A.QUEUE"].waiting))
+    return waiting
+
+
+async def put_around(lab: Lab, data: bytes) -> None:
+    client = await Client.open("127.0.0.1", lab.upstream, CHANNEL, NAME)
+    await (await client.connect()).put1("A.QUEUE", data)
+    await client.close()
+
+
+@pytest.mark.parametrize("level", ["strict", "power", "process"])
+async def test_a_message_that_comes_under_another_policy_stays(tmp_path: Path, level: str) -> None:
+    async with Lab(tmp_path, QUEUES, audit={"writes": level, "reads": "process"}) as lab:
+        connection = await lab.connection()
+        handle = await connection.open("A.QUEUE", BOTH | BROWSE)
+        waiting = await waits(lab, connection, handle)
+        lab.grant({"client": grants(put="A.QUEUE")})
+        await put_around(lab, b"late")
+        with fails(2035):
+            await waiting
+        queue = lab.manager.queues.named["A.QUEUE"]
+        assert [message.data for message in queue.messages] == [b"late"]
+        denied = lab.events(action="get")[-1] if level != "process" else lab.events(kind="statement")[-1]
+        assert denied.verdict is not None and not denied.verdict.allow
+        lab.grant({"client": EVERYTHING})
+        got = await connection.get(handle)
+        assert got is not None and got.data == b"late"
+
+
+async def test_in_a_unit_of_work_that_ends_the_channel(lab: Lab) -> None:
+    connection = await lab.connection()
+    handle = await connection.open("A.QUEUE", BOTH)
+    waiting = await waits(lab, connection, handle, requests.SYNCPOINT)
+    lab.grant({"client": grants(put="A.QUEUE")})
+    await put_around(lab, b"late")
+    await gone(waiting)
+    await eventually(lambda: len(lab.manager.queues.named["A.QUEUE"].messages) == 1)
+
+
+async def test_a_get_that_waits_outside_of_an_open_unit_of_work(lab: Lab) -> None:
+    connection = await lab.connection()
+    handle = await connection.open("A.QUEUE", BOTH)
+    other = await connection.open("B.QUEUE", BOTH)
+    await connection.put(other, b"x", options=requests.SYNCPOINT)
+    with fails(2035):
+        await connection.get(handle, wait=1.0)
+    assert await connection.get(handle) is None
+    await connection.backout()
+    assert lab.manager.queues.named["B.QUEUE"].messages == []
+
+
+# whose queues may be deleted
+
+
+async def test_only_queues_that_were_made_for_a_client_are_deleted(lab: Lab) -> None:
+    connection = await lab.connection()
+    model = "SYSTEM.DEFAULT.MODEL.QUEUE"
+    handle = await connection.open(model, INPUT_SHARED, dynamic="OWN.*")
+    (name,) = (name for name in lab.manager.queues.named if name.startswith("OWN."))
+    other = await connection.open("A.QUEUE", INPUT_SHARED)
+    with fails(2035):
+        await connection.call(call(Type.MQCLOSE, other, struct.pack("<I", 1)), "MQCLOSE")
+    await connection.call(call(Type.MQCLOSE, handle, struct.pack("<I", 2)), "MQCLOSE")
+    assert name not in lab.manager.queues.named
+    with fails(2035):  # not its own any more, should there be one of that name again
+        await connection.open(name, INPUT_SHARED)
+
+
+async def test_a_name_that_leads_nobody_knows_where(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(self: Peer, call: Any, at: int, what: Any, queue: Queue | None) -> bytes:
+        return bytes(call.raw(at, what.total))
+
+    monkeypatch.setattr(Peer, "_described", silent)
+    connection = await lab.connection()
+    for work in (connection.open("A.QUEUE", OUTPUT), connection.put1("A.QUEUE", b"x")):
+        with fails(2035):
+            await work
+    assert await connection.open("A.QUEUE", INQUIRE)
+    with fails(2035):
+        await connection.put1("A.QUEUE", b"x")

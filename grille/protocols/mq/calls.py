@@ -49,6 +49,8 @@ _SPI_VERBS: Final = {1: "query", 6: "reserve", SPI_OPEN: "open"}
 _LPOO_SIZES: Final = {1: 32, 3: 88}
 _SPI_BLOCK: Final = API + 24
 """Where the block of an SPI call begins that has the call's own fields."""
+_LISTENING: Final = 0x01
+"""RequestFlags."""
 _SYNCPOINT: Final = 0x2
 _UTF8: Final = 1208
 """CCSID."""
@@ -115,6 +117,8 @@ class Request(msgspec.Struct, frozen=True):
     """Milliseconds."""
     confirmed: bool
     """The client waits for a NOTIFICATION."""
+    listening: bool
+    """A function of the client's is called with messages, and no call waits for one."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -402,6 +406,11 @@ def with_failures(reply: Segment, reason: int, succeeded: int, failed: int) -> S
     return msgspec.structs.replace(reply, body=bytes(body))
 
 
+def close_options(call: Segment) -> int:
+    """MQCO of MQCLOSE.  Raises `ProtocolError`."""
+    return _fields(call).u32(API)
+
+
 def closing(like: Segment, handle: int) -> Segment:
     """MQCLOSE of a handle, on the conversation of ``like``."""
     length = (36 if like.eyecatcher == MULTIPLEXED else 28) + API + 4
@@ -471,6 +480,7 @@ def request(call: Segment) -> Request:
         options=fields.u32(20),
         wait=fields.i32(24),
         confirmed=confirmed,
+        listening=bool(fields.u32(32) & _LISTENING),
     )
     fields.raw(0, 40)
     if fields.u32(32) & 0x10:
@@ -563,8 +573,8 @@ def refused(call: Segment, reason: int = NOT_AUTHORIZED) -> list[Segment]:
         raise ProtocolError(f"{call.type.name} cannot be refused by an answer")
     if call.type in (Type.MQPUT, Type.MQPUT1) and put(call).options.options & ASYNC_RESPONSE:
         return []
-    # IBM's client reads these two to their end even if they are refused.
-    whole = call.type in (Type.MQCONN, Type.MQOPEN)
+    # IBM's client reads these to their end even if they are refused.
+    whole = call.type in (Type.MQCONN, Type.MQOPEN, Type.MQGET)
     body = bytearray(call.body if whole else _fields(call).raw(0, API))
     order = "<" if call.little else ">"
     none = -1 if call.type in (Type.MQOPEN, Type.SPI) else struct.unpack_from(f"{order}i", body, 12)[0]
@@ -572,6 +582,11 @@ def refused(call: Segment, reason: int = NOT_AUTHORIZED) -> list[Segment]:
     header = 36 if call.eyecatcher == MULTIPLEXED else 28
     length = header + len(body) - (_MULTIPLEX_HEADER if call.eyecatcher == MULTIPLEXED else 0)
     body[:4] = length.to_bytes(4, "big")
+    if call.type is Type.MQGET:
+        at = API + message_descriptor(_fields(call), API).size
+        at += get_options(_fields(call), at).size
+        _fields(call).raw(at, 4)
+        body[at : at + 4] = bytes(4)  # DataLength, where the request has BufferLength
     return [msgspec.structs.replace(call, type=Type(call.type + REPLY), flags=WHOLE, body=bytes(body))]
 
 

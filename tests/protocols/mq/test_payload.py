@@ -367,7 +367,10 @@ def test_separators() -> None:
             Delimited(fields)
 
 
-@given(st.lists(st.lists(st.text(max_size=4), min_size=3, max_size=3), min_size=1, max_size=4))
+printed = st.text(st.characters(exclude_characters="\r\x85"), max_size=4)
+
+
+@given(st.lists(st.lists(printed, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_any_lines_written_by_the_library(rows: list[list[str]]) -> None:
     import csv
     import io
@@ -382,7 +385,7 @@ def test_any_lines_written_by_the_library(rows: list[list[str]]) -> None:
     try:
         found = layout.find(data, 1208)
     except Mismatch:
-        assert any("\x85" in value or "\r" in value or "\n" in value for row in rows for value in row)
+        assert any("\n" in value for row in rows for value in row)
         return
     assert [span.value for span in found] == [row[1] for row in rows if row[1]]
     assert layout.replaced(data, [(span, span.value) for span in found], 1208) == data
