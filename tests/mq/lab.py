@@ -40,20 +40,23 @@ class Lab:
         grants: Grants | None = None,
         **options: Any,
     ) -> None:
-        """``options``: those of `write_config`; ``grants``: those of `write_policy`."""
+        """``options``: those of `write_config`, ``standing`` those of `Manager`, or ``manager`` one that listens at the
+        port ``upstream``; ``grants``: those of `write_policy`.
+        """
         self.directory = directory
-        self.manager = Manager(queues, **options.pop("standing", {}))
+        self.upstream = options.pop("upstream", 0)
+        self.manager = options.pop("manager", None) or Manager(queues, **options.pop("standing", {}))
         self.agents = dict(grants if grants is not None else {"client": EVERYTHING})
         self._decision = options.pop("decision", {})
         self._options = options
         self._authority = Authority(TRUST_DOMAIN)
         self._stack = contextlib.AsyncExitStack()
         self._revision = 0
-        self.upstream = 0
 
     async def __aenter__(self) -> Lab:
-        self.upstream = await self.manager.listen()
-        self._stack.push_async_callback(self.manager.close)
+        if not self.upstream:
+            self.upstream = await self.manager.listen()
+            self._stack.push_async_callback(self.manager.close)
         self.grant(self.agents, **self._decision)
         names = [*self.agents, *self._options.pop("others", ())]
         self.config = load(

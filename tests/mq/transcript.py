@@ -8,10 +8,12 @@ negotiation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import itertools
 import json
 import shutil
+import ssl
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +22,9 @@ from typing import Final
 import msgspec
 
 from tests.conformance.tools import cached
-from tests.mq.suite import RUNS, SUITE, Run, Standing, compile_cases, execute, fetch
+from tests.mq.manager import NAME
+from tests.mq.suite import DENIED, LONGEST, RUNS, SUITE, Run, Standing, Stores, compile_cases, execute, fetch
+from tests.mq.window import EVERYTHING, Window, write_config, write_policy
 from tests.mq.wire import Segment, read_segment
 
 HERE: Final = Path(__file__).parent / "transcripts"
@@ -30,6 +34,16 @@ _MESSAGES: Final = (
     "put-get descriptor empty empty-after-wait waiting-get put1 message-id correlation-id priority properties"
 )
 _JMS: Final = "jms-text jms-properties jms-kinds jms-nothing jms-transacted jms-client-acknowledge"
+THROUGH: Final = {
+    "grille-messages": ("plain", f"{_MESSAGES} browse read-ahead asynchronous-put size-200000 many-conversations"),
+    "grille-units": ("plain", "rolled-back-put committed-put rolled-back-get atomic-move disconnect-commits"),
+    "grille-objects": ("plain", "unknown-queue denied-queue usable-after-denial put1-denied alias inquire dynamic"),
+    "grille-jms": ("plain", f"{_JMS} jms-browser jms-temporary-queue jms-denied jms-selectors jms-close"),
+    "grille-listeners": ("plain", "jms-listener jms-transacted-listener jms-stop-start"),
+    "grille-one-conversation": ("one-conversation", f"{_MESSAGES} browse size-200000 denied-queue {_JMS}"),
+    "grille-big-endian": ("big-endian", f"{_MESSAGES} size-200000 dynamic {_JMS} jms-selectors"),
+}
+"""The same of what the client and Grille say to each other, with the stand-in behind."""
 RECORDED: Final = {
     "messages": ("plain", f"{_MESSAGES} convert many-conversations disconnect"),
     "browsing": (
@@ -131,6 +145,57 @@ async def record(command: list[str], run: Run, scratch: Path, cases: list[str]) 
     return outcomes, Transcript(run.name, turns)
 
 
+def policy(directory: Path) -> None:
+    """The policy of `THROUGH`: all but the queues that nobody may open."""
+    write_policy(directory / "policy.tar.gz", {"client": EVERYTHING}, denied=[f"{NAME}/{name}" for name in DENIED])
+
+
+async def record_through(
+    command: list[str], run: Run, scratch: Path, cases: list[str]
+) -> tuple[dict[str, str], Transcript]:
+    """Outcomes by case, and the transcript of what goes over TLS between the client and Grille."""
+    said: list[tuple[int, bool, bytes]] = []
+    numbers = itertools.count()
+    stores = Stores(scratch)
+    run = msgspec.structs.replace(run, tls="TLS_AES_256_GCM_SHA384")
+    agent = ssl.create_default_context(cafile=str(scratch / "ca.pem"))
+    agent.load_cert_chain(scratch / "client.pem", scratch / "client.key")
+
+    async def pump(number: int, client: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                said.append((number, client, data))
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async with standing(run, scratch) as stand:
+        policy(scratch)
+        config = write_config(scratch, stand.port, stores.authority, ["client"], workers=1,
+                              mq={"conversations": run.sharing, "max_message_bytes": LONGEST})  # fmt: skip
+        window = await asyncio.to_thread(Window, config)
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            number = next(numbers)
+            upstream, downstream = await asyncio.open_connection("localhost", window.mq_port, ssl=agent)
+            await asyncio.gather(pump(number, True, reader, downstream), pump(number, False, upstream, writer))
+
+        server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=stores.context)
+        port = server.sockets[0].getsockname()[1]
+        programs = [name for name in ("Cases", "JmsCases") if any(case.startswith("jms") == (name == "JmsCases")
+                                                                  for case in cases)]  # fmt: skip
+        outcomes = await execute(
+            command, run, port, scratch, stand.restart, stores=stores, cases=cases, programs=programs
+        )
+        server.close()
+        await asyncio.to_thread(window.stop)
+    turns = [
+        Turn(socket, client, b"".join(data for *_, data in group).hex())
+        for (socket, client), group in itertools.groupby(said, lambda turn: turn[:2])
+    ]
+    return outcomes, Transcript(run.name, turns)
+
+
 def main() -> int:
     """Record all; the exit status."""
     wrong = 0
@@ -139,10 +204,11 @@ def main() -> int:
         command = compile_cases(cached(SUITE, fetch), scratch)
         shutil.rmtree(HERE, ignore_errors=True)
         HERE.mkdir()
-        for title, (wanted, cases) in RECORDED.items():
+        for title, (wanted, cases) in (RECORDED | THROUGH).items():
             (scratch / title).mkdir()
             (run,) = (run for run in RUNS if run.name == wanted)
-            outcomes, transcript = asyncio.run(record(command, run, scratch / title, cases.split()))
+            made = record_through if title in THROUGH else record
+            outcomes, transcript = asyncio.run(made(command, run, scratch / title, cases.split()))
             packed = gzip.compress(json.dumps(msgspec.to_builtins(transcript)).encode(), mtime=0)
             (HERE / f"{title}.json.gz").write_bytes(packed)
             missing = set(cases.split()) - {case for case, outcome in outcomes.items() if outcome == "ok"}
