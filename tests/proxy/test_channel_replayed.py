@@ -26,7 +26,9 @@ def essence(call: Segment) -> Call:
     first = call.u32(4) if reply or call.kind == 0x0F else 0
     second = call.u32(8) if reply or call.kind == 0x0F else 0
     data = b""
-    if call.kind == 0x0D:  # behind a header whose name has a length, and a descriptor
+    if call.kind == 0x0D and not call.flags & 0x10:  # a later segment
+        data = call.body[24:]
+    elif call.kind == 0x0D:  # behind a header whose name has a length, and a descriptor
         at = 52 + (3 + call.raw(54, 1)[0] + 3) // 4 * 4
         version = int.from_bytes(call.raw(at + 4, 4), "little" if call.order == "<" else "big")
         data = call.body[at + {1: 324, 2: 364}[version] :]
