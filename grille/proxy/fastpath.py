@@ -82,6 +82,8 @@ LANE_BYTES: Final = 8 * 1024 * 1024
 """Rows of one client that may wait for their release; what goes beyond it is run again, one unit after the other."""
 PIPE_ROWS: Final = 1000
 """Rows of a statement that a shared pipe may answer with."""
+CANCEL_AGAIN: Final = 1.0
+"""Seconds after which a cancel request that has changed nothing is made again."""
 PRIVATE_SECONDS: Final = 60.0
 """How long a statement that was too slow or too large for a shared pipe stays off it."""
 
@@ -171,6 +173,15 @@ class Item:
         self.intent = ""
         self.counted = 0
         """What `Quotas.count` said."""
+
+
+async def _cancelled(unit: Unit, pipe: Pipe, request: Coroutine[Any, Any, bool]) -> None:
+    """Ask again while the unit is not answered: a server that hears of a cancel before the statement forgets it."""
+    while await request and not unit.ended and unit.pipe is pipe:
+        await asyncio.sleep(CANCEL_AGAIN)
+        if unit.ended or unit.pipe is not pipe:
+            return
+        request = pipe.connection.cancel()
 
 
 class Unit:
@@ -352,7 +363,7 @@ class Unit:
         if pipe.shared:
             self.cancelled = True  # a cancel request could hit another client's statement
         else:
-            self.lane.shared.spawn(pipe.connection.cancel())
+            self.lane.shared.spawn(_cancelled(self, pipe, pipe.connection.cancel()))
 
     def kept(self, refusal: Refusal | None) -> None:
         """One of its events is kept, or cannot be."""

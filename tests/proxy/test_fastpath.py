@@ -1264,6 +1264,31 @@ def test_cancel_of_a_private_connection_is_over_before_anything_more_is_sent(lab
     lab.run(play)
 
 
+def test_a_cancel_that_comes_before_its_statement_is_sent_again(lab: Lab) -> None:
+    """The server forgets the first: its statement had not begun."""
+
+    async def play(world: World) -> None:
+        client = await world.client("A")
+        world.bank.hold_private = True
+        client.send(simple("insert", "A0").data)
+        await world.loop.settle()
+        (private,) = world.bank.private
+        assert world.services.cancels.cancel(struct.unpack("!i", client.key[:4])[0], client.key[4:])
+        await world.loop.settle()
+        assert len(world.bank.cancels) == 1
+        await asyncio.sleep(fastpath.CANCEL_AGAIN + 0.01)
+        await world.loop.settle()
+        assert len(world.bank.cancels) == 2
+        private.pump()
+        await world.finish()
+        assert [shown(unit) for unit in client.take()] == ["C Z"]
+        await asyncio.sleep(3 * fastpath.CANCEL_AGAIN)
+        await world.loop.settle()
+        assert len(world.bank.cancels) == 2
+
+    lab.run(play)
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 def test_a_connection_with_a_cancel_under_way_is_not_lent_again(lab: Lab, turns: int) -> None:
     async def play(world: World) -> None:
