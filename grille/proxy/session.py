@@ -1582,7 +1582,8 @@ class Session:
                 self._forget_statements()
             tag = "DEALLOCATE" if command.name else "DEALLOCATE ALL"
         elif isinstance(command, PrepareCommand):
-            await self._prepare(command, portal)
+            if not await self._prepare(command, portal):
+                return
             tag = "PREPARE"
         elif isinstance(command, SettingsCommand):
             await self._change_settings(command, portal)
@@ -1699,12 +1700,16 @@ class Session:
         statement.offset = command.offset
         return statement
 
-    async def _prepare(self, command: PrepareCommand, portal: Portal) -> None:
-        """PREPARE: the same statements, and the same names, as the protocol's own."""
+    async def _prepare(self, command: PrepareCommand, portal: Portal) -> bool:
+        """PREPARE: the same statements, and the same names, as the protocol's own; False if the database refuses it."""
         if command.name in self.statements:
             raise Refusal("WP-01", f'prepared statement "{_plain(command.name)}" already exists', sqlstate="42P05")
         types = self._enforcement.type_oids(command.types)
-        self.statements[command.name] = await self._inside(command, types, portal.statement.chain)
+        statement = await self._inside(command, types, portal.statement.chain)
+        undo = self._put(self.statements, command.name, statement)
+        plan = statement.prepared.plan
+        self._step(Step(Kind.PARSE, plan=plan, portal=Portal(statement, statement.prepared), undo=undo))
+        return await self._segment(sync=False)
 
     def _forget_statements(self) -> None:
         """DEALLOCATE ALL: the unnamed statement is not among them."""

@@ -73,6 +73,7 @@ for its own.
 DIFFERENT: Final = {
     "denied-channel": "Grille has one channel, and takes another name for one that does not exist: 2540, not 2035",
     "set": "attributes of a queue are not set through Grille",
+    "permanent-dynamic": "a queue that was made for a client is deleted by its maker alone, while that has it open",
 }
 """Cases that end otherwise through Grille, by design."""
 RUNS: Final = (

@@ -487,7 +487,9 @@ async def test_a_server_error_shows_where_in_the_client_s_own_text(world: World)
     await client.query("BEGIN")
     assert error(await client.query(f"DECLARE c CURSOR FOR {text}"))["P"] == "34"
     await client.query("ROLLBACK")
-    await client.query(f"PREPARE p AS {text}")
+    assert error(await client.query(f"PREPARE p AS {text}"))["P"] == "26"
+    late = "SELECT 'ä', name::int FROM t WHERE id = 1"
+    assert tags(await client.query(f"PREPARE p AS {late}")) == ["PREPARE"]
     assert "P" not in error(await client.query("EXECUTE p"))  # its text was sent at another time
     rewritten = "SELECT 'ä', 'x'::int WHERE id = 5"
     world.scripted.plans[rewritten] = {"sql": "SELECT 'ä', 'y'::int", "name": ""}
@@ -946,6 +948,23 @@ async def test_prepare_execute_and_deallocate(world: World) -> None:
     assert error(await client.query("EXECUTE w(1, 'x')"))["C"] == "26000"
     shown = [(event.template, event.outcome.tag, len(event.values)) for event in world.statements() if event.outcome]
     assert ("INSERT INTO t VALUES ($1, $2)", "INSERT 0 1", 2) in shown
+
+
+async def test_prepare_asks_the_database_what_it_thinks_of_the_statement(world: World) -> None:
+    client = await world.client()
+    wrong = "SELECT array_agg(name) = array_agg(id) FROM t"
+    messages = await client.query(f"SELECT 1; PREPARE p AS {wrong}; SELECT 2")
+    assert error(messages)["C"] == "42883"
+    assert kinds(messages) == "TDCEZ"
+    assert error(await client.query("EXECUTE p"))["C"] == "26000"
+    (event,) = [event for event in world.statements() if event.template == wrong]
+    assert event.outcome is not None
+    assert (event.outcome.status, event.outcome.sqlstate) == ("error", "42883")
+    await client.query("BEGIN")
+    assert error(await client.query(f"PREPARE p AS {wrong}"))["C"] == "42883"
+    assert error(await client.query("PREPARE p AS SELECT 1"))["C"] == "25P02"
+    await client.query("ROLLBACK")
+    assert tags(await client.query("PREPARE p AS SELECT 3; EXECUTE p")) == ["PREPARE", "SELECT 1"]
 
 
 async def test_sql_and_protocol_share_the_names_of_statements(world: World) -> None:
