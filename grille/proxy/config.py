@@ -323,7 +323,7 @@ class Vault(_Section, frozen=True, kw_only=True):
     breaker_seconds: Seconds = 5.0
     """How long; then one request tries."""
     cache_entries: Annotated[int, Meta(ge=0)] = 0
-    """Values and tokens kept in memory, in clear, a worker, so that they need not be asked for again; 0 keeps none."""
+    """Values and tokens kept in memory, encrypted, a worker, so that they need not be asked for again; 0 keeps none."""
     cache_seconds: Seconds = 60.0
     """How long each is kept: not longer than the login lasts under which it was got, so that a Vault that is away, or
     has revoked Grille's token, is missed after this time at the latest."""

@@ -428,7 +428,7 @@ class Enforcement:
             found = self._make_ready(agent, text, types, values)
             if found is None:
                 return None
-            self._ready.put(key, found, len(text))
+            self._ready.put(key, found, len(text) + _held(found.prepared))
         return found, values
 
     def renew(self) -> int:
@@ -1322,6 +1322,11 @@ _TYPE_NAMES = {
 def _weight(understood: Sequence[Understood]) -> int:
     """Characters that an entry of the text cache holds."""
     return len(understood[0].text) * 2 + len(understood[0].shown)
+
+
+def _held(prepared: Prepared) -> int:
+    """Characters that a prepared statement keeps alive, also once the other caches have forgotten them."""
+    return _weight((prepared.understood,)) + (len(prepared.plan.sql) if prepared.plan is not None else 0)
 
 
 def policy_input(agent: Agent, operation: Operation, protocol: str = "postgres") -> dict[str, object]:

@@ -12,12 +12,15 @@ Source: HashiCorp, "Transform secrets engine (API)": ``/encode/:role``, ``/decod
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from grille.tokenization.provider import TokenizationError, TokenizationRefused, Unfit
 from grille.tokenization.transformation import Template, TemplateError, tweak
@@ -279,6 +282,10 @@ class Cache:
     """Answers by direction, transformation (as it is named in Vault: one name, one key) and value, the oldest use
     forgotten first.
 
+    Neither a value nor a token is kept in clear: an entry is found by a keyed BLAKE2b of what was asked, and sealed
+    with AES-256-GCM under a key of this process alone, which is never written and is thrown away by `clear`.  That
+    keeps them out of what is dumped or swapped in pieces; who reads the whole memory has the key too.
+
     It has no clock either.  An answer is given until its end, which is not after the lease under which it was got.
     """
 
@@ -286,7 +293,9 @@ class Cache:
         """``most`` 0: nothing is kept."""
         self._most = most
         self._seconds = seconds
-        self._kept: OrderedDict[tuple[str, str, str], tuple[str, float]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[bytes, bytes, float]] = OrderedDict()
+        """Nonce, what is sealed, and its end."""
+        self.clear()
 
     def __repr__(self) -> str:
         return f"Cache({len(self._kept)} of {self._most})"
@@ -294,29 +303,39 @@ class Cache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def _found_by(self, direction: Direction, name: str, value: str) -> bytes:
+        asked = "\0".join((direction, name, value)).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(asked, key=self._finding, digest_size=32).digest()
+
     def get(self, direction: Direction, name: str, value: str, now: float) -> str | None:
         """The answer, if there is one whose time has not come."""
-        key = (direction, name, value)
+        if not self._kept:
+            return None
+        key = self._found_by(direction, name, value)
         found = self._kept.get(key)
         if found is None:
             return None
-        answer, end = found
+        nonce, sealed, end = found
         if now >= end:
             del self._kept[key]
             return None
         self._kept.move_to_end(key)
-        return answer
+        return self._sealing.decrypt(nonce, sealed, key).decode("utf-8", "surrogatepass")
 
     def put(self, direction: Direction, name: str, value: str, answer: str, now: float, lease_end: float) -> None:
         """Keep an answer, if anything is kept."""
         end = min(now + self._seconds, lease_end)
         if not self._most or end <= now:
             return
-        self._kept[direction, name, value] = (answer, end)
-        self._kept.move_to_end((direction, name, value))
+        key = self._found_by(direction, name, value)
+        self._count += 1
+        nonce = self._count.to_bytes(12, "big")
+        self._kept[key] = (nonce, self._sealing.encrypt(nonce, answer.encode("utf-8", "surrogatepass"), key), end)
+        self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all, and what it was sealed with."""
         self._kept.clear()
+        self._finding, self._sealing, self._count = os.urandom(32), AESGCM(os.urandom(32)), 0

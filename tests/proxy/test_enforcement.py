@@ -740,6 +740,18 @@ async def test_a_text_that_is_too_long_is_not_looked_up(catalog: Catalog, policy
         await enforcement.prepare(SERVICE, text)
 
 
+async def test_what_is_looked_up_counts_with_all_that_it_keeps_alive(
+    catalog: Catalog, policy: CountingPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grille.proxy.enforcement.CACHED_CHARACTERS", 20_000)
+    enforcement = Enforcement(catalog=lambda: catalog, pdp=lambda: policy, provider=PROVIDER, sensitive=SENSITIVE)
+    for number in range(100):
+        assert enforcement.ready(SERVICE, f"SELECT id AS n{number} FROM customers".encode()) is not None
+    kept = [ready.prepared for ready in enforcement._ready._entries.values()]
+    assert sum(len(each.understood.text) * 3 + len(each.plan.sql) for each in kept if each.plan is not None) < 20_000
+    assert 20 < len(kept) < 100
+
+
 async def test_what_is_looked_up_ends_with_policy_and_catalogue(
     catalog: Catalog, policy: CountingPolicy, engine: WasmEngine
 ) -> None:

@@ -255,6 +255,24 @@ def test_answers_are_apart_by_direction_and_key() -> None:
     assert cache.get("encode", "ssn-v2", "v", 0.0) is None
 
 
+def test_neither_what_was_asked_nor_the_answer_is_kept_in_clear() -> None:
+    cache, other = Cache(10, 60.0), Cache(10, 60.0)
+    for each in (cache, other):
+        for answer in ("987-65-4320", "987-65-4320"):  # also when it is put again
+            each.put("encode", "ssn", "123-45-6789", answer, 0.0, 1000.0)
+        each.put("decode", "ssn", "987-65-4320", "123-45-6789", 0.0, 1000.0)
+    kept = repr((list(cache._kept.items()), list(other._kept.items())))
+    assert "123-45" not in kept and "987-65" not in kept
+    assert not cache._kept.keys() & other._kept.keys()
+    nonces = [nonce for nonce, _, _ in cache._kept.values()]
+    assert len({*nonces}) == len(nonces)
+    before = dict(cache._kept)
+    cache.clear()
+    cache._kept.update(before)  # sealed with what was thrown away
+    assert cache.get("encode", "ssn", "123-45-6789", 1.0) is None
+    assert other.get("decode", "ssn", "987-65-4320", 1.0) == "123-45-6789"
+
+
 def test_the_oldest_use_is_forgotten_first_and_nothing_is_kept_by_default() -> None:
     cache = Cache(2, 60.0)
     for value in "ab":
