@@ -94,9 +94,11 @@ class VaultTransform:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for session in (*self._leaving, self._session):
+        leaving, self._leaving = self._leaving, []
+        for session in (*leaving, self._session):
             if session is not None:
                 await session.close()
+        await asyncio.gather(*self._closing)
 
     async def _ask(self, batch: Sequence[TokenRequest], direction: Direction) -> Sequence[str | Unfit]:
         """Waits for nothing, not even for a turn of the loop, if every answer is known.
@@ -309,6 +311,8 @@ class VaultTransform:
         return tuple(found)
 
     def _leave(self, session: aiohttp.ClientSession) -> None:
+        if session not in self._leaving:
+            return
         task = self._loop.create_task(session.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

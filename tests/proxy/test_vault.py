@@ -162,7 +162,7 @@ async def test_passing_errors_are_tried_again(vault: Vault, settings: Settings, 
 )
 async def test_errors_that_stay_are_an_outage(vault: Vault, settings: Settings, status: int, problem: str) -> None:
     vault.faults.status = status
-    async with provider(settings, timeout=0.3) as made:
+    async with provider(settings, timeout=1.0) as made:
         with pytest.raises(TokenizationError, match=problem) as caught:
             await encoded(made, VALUE)
         assert not isinstance(caught.value, TokenizationRefused)
