@@ -184,7 +184,8 @@ class LayoutField(_Section, frozen=True, kw_only=True):
     """What the policy calls it: ``queue manager/queue.name``; letters, digits, ``_`` and ``-``."""
     at: str
     """Where it is.  copybook: the name of an item, with ``OF`` and its group if one name is not enough.  json: a path,
-    ``payer.accounts[].number``.  delimited: the number of a column, or with ``header`` its name."""
+    ``payer.accounts[].number``.  xml: a path of names without prefixes, ``Document/Payer/Account`` or
+    ``Document/Payer/@account``.  delimited: the number of a column, or with ``header`` its name."""
     transformation: str | None = None
     """The queue has it tokenized under this transformation; without it the queue has it clear."""
 
@@ -194,7 +195,7 @@ class Layout(_Section, frozen=True, kw_only=True):
 
     name: str
     """What [[queues]] call it; unique."""
-    format: Literal["copybook", "json", "delimited"]
+    format: Literal["copybook", "json", "xml", "delimited"]
     """``copybook``: one fixed record of COBOL."""
     copybook: Path | None = None
     """copybook only: the file with the record."""

@@ -9,7 +9,7 @@ import msgspec
 
 from grille.controls import Refusal
 from grille.protocols.mq.copybook import Copybook
-from grille.protocols.mq.documents import Delimited, Json
+from grille.protocols.mq.documents import Delimited, Json, Xml
 from grille.protocols.mq.headers import Body, body_of
 from grille.protocols.mq.payload import Field, Layout, LayoutError, Mismatch, Span
 from grille.protocols.mq.structures import MessageDescriptor
@@ -69,6 +69,8 @@ def _layout(section: LayoutSection) -> Layout:
         return Copybook(section.copybook.read_text(encoding="utf-8"), fields)
     if section.format == "json":
         return Json(fields)
+    if section.format == "xml":
+        return Xml(fields)
     return Delimited(fields, section.separator, section.quote, header=section.header)
 
 

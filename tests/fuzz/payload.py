@@ -7,27 +7,45 @@ import random
 from typing import Final
 
 from grille.protocols.mq.copybook import Copybook, parse
-from grille.protocols.mq.documents import Delimited, Json
+from grille.protocols.mq.documents import Delimited, Json, Xml
 from grille.protocols.mq.headers import body_of
-from grille.protocols.mq.payload import Field, Layout, LayoutError, Mismatch
-from tests.protocols.mq.test_payload import DOCUMENT, FIELDS, JSON_FIELDS, PAYMENT, SALES, payment, rfh2
+from grille.protocols.mq.payload import Field, Layout, LayoutError, Mismatch, encoded
+from tests.protocols.mq.test_payload import (
+    DOCUMENT,
+    FIELDS,
+    JSON_FIELDS,
+    MARKUP,
+    MARKUP_FIELDS,
+    PAYMENT,
+    SALES,
+    payment,
+    rfh2,
+)
 
 _CCSIDS: Final = (37, 1047, 819, 1208, 500, 0, 4711)
+_PIECES: Final = (
+    b'"', b"{", b"[", b"\\u00", b",", b"\n", b" OCCURS 9 ", b"PIC 9(", b"<", b"9", b"<!--", b"]]>", b"&#", b"</",
+)  # fmt: skip
 _LINES: Final = b'id,"name, full",card\n1,"O""Neil",4929\n2,,\n'
 
 
 @functools.cache
-def _layouts() -> tuple[Layout, ...]:
-    return (
-        Copybook(PAYMENT, FIELDS), Json(JSON_FIELDS), Delimited([Field("card", "3"), Field("name", "2")]),
-        Delimited([Field("card", "card")], header=True),
-    )  # fmt: skip
+def _layouts() -> dict[int, Layout]:
+    return {
+        0: Copybook(PAYMENT, FIELDS), 1: Json(JSON_FIELDS), 2: Delimited([Field("card", "3"), Field("name", "2")]),
+        3: Delimited([Field("card", "card")], header=True), 6: Xml(MARKUP_FIELDS),
+    }  # fmt: skip
 
 
 @functools.cache
 def _seeds() -> tuple[bytes, ...]:
     head = rfh2(["<usr><traceparent>00-ab</traceparent><n dt='i4'>7</n></usr>"])
-    return payment(37), payment(819), DOCUMENT, _LINES, head + DOCUMENT, PAYMENT.encode(), SALES.encode()
+    markup = [
+        MARKUP.encode(),
+        encoded(MARKUP, 1047),
+        MARKUP.replace(' version="1.0"', ' version="1.0" encoding="UTF-8"').encode(),
+    ]
+    return *markup, payment(37), payment(819), DOCUMENT, _LINES, head + DOCUMENT, PAYMENT.encode(), SALES.encode()
 
 
 def make(source: random.Random) -> bytes:
@@ -39,16 +57,14 @@ def make(source: random.Random) -> bytes:
             case 0:
                 data[at : at + 1] = source.randbytes(1)
             case 1:
-                data[at:at] = source.choice(
-                    (b'"', b"{", b"[", b"\\u00", b",", b"\n", b" OCCURS 9 ", b"PIC 9(", b"<", b"9")
-                )
+                data[at:at] = source.choice(_PIECES)
             case 2:
                 del data[at : at + source.randint(1, 20)]
             case 3:
                 data[at:at] = data[at : at + source.randint(1, 60)]
             case _:
                 del data[at:]
-    return bytes((source.randrange(6), source.randrange(len(_CCSIDS)))) + bytes(data)
+    return bytes((source.randrange(7), source.randrange(len(_CCSIDS)))) + bytes(data)
 
 
 def check(data: bytes) -> None:
@@ -56,10 +72,10 @@ def check(data: bytes) -> None:
     if len(data) < 2:
         return
     how, ccsid, payload = data[0], _CCSIDS[data[1] % len(_CCSIDS)], data[2:]
-    if how >= len(_layouts()):
+    layout = _layouts().get(how)
+    if layout is None:
         _others(how, ccsid, payload)
         return
-    layout = _layouts()[how]
     try:
         found = layout.find(payload, ccsid)
     except Mismatch:
@@ -78,7 +94,7 @@ def check(data: bytes) -> None:
 
 
 def _others(how: int, ccsid: int, payload: bytes) -> None:
-    if how == len(_layouts()):
+    if how == 4:
         try:
             body = body_of(payload, "MQHRF2", ccsid, 273)
         except Mismatch:

@@ -73,6 +73,18 @@ fields = [
   { name = "card", at = "payer.card", transformation = "card" },
   { name = "name", at = "payer.name", transformation = "text" },
 ]
+[[layouts]]
+name = "advice"
+format = "xml"
+ccsid = 1208
+fields = [
+  { name = "card", at = "Advice/Card/@number", transformation = "card" },
+  { name = "name", at = "Advice/Name", transformation = "text" },
+]
+[[queues]]
+name = "QM1/ADVICES"
+layout = "advice"
+quarantine = "BAD"
 [[queues]]
 name = "QM1/PAYMENTS"
 layout = "payment"
@@ -83,7 +95,7 @@ layout = "order"
 quarantine = "BAD"
 """,
 )  # fmt: skip
-QUEUES = ("PAYMENTS", "ORDERS", "PLAIN", "BAD", Queue("PAY.ALIAS", target="PAYMENTS"))
+QUEUES = ("PAYMENTS", "ORDERS", "ADVICES", "PLAIN", "BAD", Queue("PAY.ALIAS", target="PAYMENTS"))
 
 
 def record(card: str = CARD, tax: str = "123456789", note: str = "secret", ccsid: int = 1047) -> bytes:
@@ -100,7 +112,7 @@ def shown(data: bytes, ccsid: int = 1047) -> tuple[str, str, str]:
 
 
 def columns(read: str, write: str = "allow") -> dict[str, dict[str, str]]:
-    fields = {"PAYMENTS": ("card", "tax", "note"), "ORDERS": ("card", "name")}
+    fields = {"PAYMENTS": ("card", "tax", "note"), "ORDERS": ("card", "name"), "ADVICES": ("card", "name")}
     return {
         f"{NAME}/{queue}.{name}": {"read": read if name != "note" or read != "token" else "clear", "write": write}
         for queue, names in fields.items() for name in names
@@ -340,6 +352,26 @@ async def test_tokens_that_are_longer_than_their_values(lab: Lab, size: int) -> 
     for document in documents:
         got = await connection.get(handle, wait=2.0)
         assert got is not None and got.data == document
+    assert lab.manager.complaints == []
+
+
+async def test_markup_has_tokens_on_the_queue(lab: Lab) -> None:
+    connection = await lab.connection()
+    handle = await connection.open("ADVICES", BOTH)
+    document = f'<Advice xmlns="urn:bank"><Card number="{CARD}"/><Name>J&amp;J</Name><Note>x</Note></Advice>'.encode()
+    await connection.put(handle, document, Described("MQSTR", 1208, 273))
+    (token,) = stored(lab, "ADVICES")
+    assert CARD.encode() not in token and b"J&amp;J" not in token and token.endswith(b"</Name><Note>x</Note></Advice>")
+    got = await connection.get(handle, wait=2.0)
+    assert got is not None and got.data == document
+    for wrong in (b"<Advice>", document.replace(b"J&amp;J", b"J<b/>"), document.replace(CARD.encode(), b"1")):
+        with pytest.raises(MqError) as raised:
+            await connection.put(handle, wrong, Described("MQSTR", 1208, 273))
+        assert raised.value.reason == 2110
+    await around(lab, "ADVICES", b"<!DOCTYPE Advice><Advice/>", token, described=Described("MQSTR", 1208, 273))
+    got = await connection.get(handle, wait=2.0)
+    assert got is not None and got.data == document
+    assert stored(lab, "BAD") == [b"<!DOCTYPE Advice><Advice/>"]
     assert lab.manager.complaints == []
 
 

@@ -1,6 +1,7 @@
-"""JSON and delimited text: where values are, to the byte, so that all that is not replaced stays as it was.
+"""JSON, XML and delimited text: where values are, to the byte, so that all that is not replaced stays as it was.
 
-Sources: RFC 8259 (JSON), RFC 4180 (comma-separated values).
+Sources: RFC 8259 (JSON), RFC 4180 (comma-separated values), W3C "Extensible Markup Language (XML) 1.0" and "Namespaces
+in XML 1.0".
 """
 
 from __future__ import annotations
@@ -9,8 +10,19 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
+from xml.parsers import expat
 
-from grille.protocols.mq.payload import Field, LayoutError, Mismatch, Span, decoded, encoded, spliced
+from grille.protocols.mq.payload import (
+    Field,
+    LayoutError,
+    Mismatch,
+    Span,
+    decoded,
+    decoded_as,
+    encoded,
+    is_ebcdic,
+    spliced,
+)
 
 MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 100_000
@@ -160,6 +172,195 @@ def _path(at: str) -> Path:
 def _skip(text: str, at: int) -> int:
     matched = _SPACE.match(text, at)
     return matched.end() if matched is not None else at
+
+
+_NAME: Final = re.compile(r"@?[^\W\d][\w.\-]*")
+_TAG: Final = re.compile(rb"<[^\s/>]++((?:\s++[^\s=/>]++\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'))*+)\s*+/?>")
+_ATTRIBUTE: Final = re.compile(rb"\s++([^\s=]++)\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)')")
+_NO_CHARACTER: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_APART: Final = "\x01"
+"""Between the parts of a name, as expat tells them: no document can hold it."""
+_NEXT_LINE: Final = "\x85"
+
+
+class Xml:
+    """`Layout` of an XML document.
+
+    A field is at a path of names, ``Document/Payer/Account``, the last of which may be an attribute's,
+    ``Document/Payer/@account``.  Names have no prefix: what has the name is the field in whatever namespace it is, and
+    every one that stands at the path is.  The root has to be that of a path.  Absent and empty ones stay as they are.
+    What could be read in two ways is a mismatch: a document type, a field with elements, comments or instructions in
+    it, text beside the elements on the way to a field, and a declared encoding under which the bytes are other text.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        """Raises `LayoutError`."""
+        self._fields: dict[tuple[str, ...], str] = {}
+        for field in fields:
+            path = tuple(field.at.split("/"))
+            elements = path[: max(1, len(path) - 1)]
+            if not all(map(_NAME.fullmatch, path)) or any(step.startswith("@") for step in elements):
+                raise LayoutError(f"{field.at} is not a path like Document/Payer/Account or Document/Payer/@account")
+            if path in self._fields:
+                raise LayoutError(f"{field.at} is named twice")
+            self._fields[path] = field.name
+        ends = [path[:-1] if path[-1].startswith("@") else path for path in self._fields]
+        self._ways = {path[:length] for path in ends for length in range(1, len(path))}
+        for path, name in self._fields.items():
+            if path in self._ways:
+                raise LayoutError(f"{name} holds another field")
+        self._attributed = {path[:-1] for path in self._fields if path[-1].startswith("@")}
+        self._roots = {path[:1] for path in ends}
+
+    def find(self, data: bytes, ccsid: int) -> list[Span]:
+        """See `Layout`."""
+        text = decoded(data, ccsid)
+        # Line ends of EBCDIC, for which XML 1.0 has no place; as many characters as before.
+        feed = (text.replace(_NEXT_LINE, "\n") if is_ebcdic(ccsid) else text).encode()
+        reading = _Reading(self._fields, self._ways, self._attributed, self._roots, feed)
+        declared = reading.read()
+        if declared is not None and decoded_as(data, declared) != text:
+            raise Mismatch(f"the document says that it is in another encoding than the CCSID {ccsid} of the message")
+        at = place = 0
+        found: list[Found] = []
+        for field, start, end, value, form in sorted(reading.found, key=lambda each: each[1]):
+            begin = place + len(feed[at:start].decode())
+            place = begin + len(feed[start:end].decode())
+            at = end
+            found.append((field, begin, place, value, form))
+        return _in_bytes(text, ccsid, found)
+
+    def replaced(self, data: bytes, changes: Sequence[tuple[Span, str | None]], ccsid: int) -> bytes:
+        """See `Layout`."""
+        return spliced(data, [(span, self._written(span, value or "", ccsid)) for span, value in changes])
+
+    @staticmethod
+    def _written(span: Span, value: str, ccsid: int) -> bytes:
+        if _NO_CHARACTER.search(value):
+            raise Mismatch(f"a value of the field {span.field} has a character that XML does not have")
+        special = "&<>\r" if span.form == "text" else "&<>\"'\t\n\r"
+        parts = []
+        for character in value:
+            escape = f"&#{ord(character)};"
+            if character in special or (character == _NEXT_LINE and is_ebcdic(ccsid)):
+                character = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}.get(character, escape)
+            try:
+                parts.append(encoded(character, ccsid))
+            except Mismatch:
+                parts.append(encoded(escape, ccsid))
+        return b"".join(parts)
+
+
+class _Reading:
+    """One document being read, in UTF-8."""
+
+    def __init__(
+        self,
+        fields: dict[tuple[str, ...], str],
+        ways: set[tuple[str, ...]],
+        attributed: set[tuple[str, ...]],
+        roots: set[tuple[str, ...]],
+        data: bytes,
+    ) -> None:
+        self.found: list[Found] = []
+        """Places in bytes."""
+        self._fields, self._ways, self._attributed, self._roots, self._data = fields, ways, attributed, roots, data
+        self._path: list[str] = []
+        self._field = ""
+        """The one that is being read."""
+        self._start = -1
+        self._value: list[str] = []
+        self._declared: str | None = None
+        parser = self._parser = expat.ParserCreate("utf-8", _APART)
+        parser.namespace_prefixes = True
+        parser.ordered_attributes = True
+        parser.XmlDeclHandler = self._declaration
+        parser.StartDoctypeDeclHandler = self._doctype
+        parser.StartElementHandler = self._begin
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._text
+        parser.StartCdataSectionHandler = self._section
+        parser.CommentHandler = parser.ProcessingInstructionHandler = self._aside
+
+    def read(self) -> str | None:
+        """The encoding that the document declares, if it does.  Raises `Mismatch`."""
+        try:
+            self._parser.Parse(self._data, True)
+        except expat.ExpatError as error:
+            raise Mismatch(f"no well-formed XML: {expat.ErrorString(error.code)}, line {error.lineno}") from None
+        return self._declared
+
+    def _declaration(self, version: str, encoding: str | None, _: int) -> None:
+        if version != "1.0":
+            raise Mismatch("the document is not of XML 1.0")
+        self._declared = encoding
+
+    def _doctype(self, *_: object) -> None:
+        raise Mismatch("the document has a document type")
+
+    def _begin(self, name: str, attributes: list[str]) -> None:
+        if self._field:
+            raise Mismatch(f"the field {self._field} has an element in it")
+        if len(self._path) >= MAX_DEPTH:
+            raise Mismatch(f"the document is nested more than {MAX_DEPTH} deep")
+        self._path.append(_local(name))
+        path = tuple(self._path)
+        if len(path) == 1 and path not in self._roots:
+            raise Mismatch("the document has another root")
+        if path in self._attributed:
+            self._attributes(path, attributes)
+        self._field = self._fields.get(path, "")
+        self._start = -1
+        self._value.clear()
+
+    def _attributes(self, path: tuple[str, ...], attributes: list[str]) -> None:
+        tag = _TAG.match(self._data, self._parser.CurrentByteIndex)
+        places = list(_ATTRIBUTE.finditer(self._data, *tag.span(1))) if tag is not None else []
+        places = [each for each in places if each[1] != b"xmlns" and not each[1].startswith(b"xmlns:")]
+        names, values = attributes[::2], attributes[1::2]
+        if [_qualified(name) for name in names] != [each[1].decode() for each in places]:
+            raise Mismatch("the attributes of an element cannot be told apart")
+        for place, name, value in zip(places, names, values, strict=True):
+            field = self._fields.get((*path, f"@{_local(name)}"))
+            if field is not None and value:
+                self._add(field, *place.span(3 if place[2] is None else 2), value, "attribute")
+
+    def _end(self, _: str) -> None:
+        if self._field and self._start >= 0:
+            self._add(self._field, self._start, self._parser.CurrentByteIndex, "".join(self._value), "text")
+        self._field = ""
+        self._path.pop()
+
+    def _add(self, field: str, start: int, end: int, value: str, form: str) -> None:
+        if len(self.found) >= MAX_VALUES:
+            raise Mismatch(f"the document has more than {MAX_VALUES} sensitive values")
+        if value:
+            self.found.append((field, start, end, value, form))
+
+    def _text(self, text: str) -> None:
+        if self._field:
+            self._section()
+            self._value.append(text)
+        elif tuple(self._path) in self._ways and text.strip(" \t\r\n"):
+            raise Mismatch(f"text stands where a field should be looked for, at byte {self._parser.CurrentByteIndex}")
+
+    def _section(self) -> None:
+        if self._field and self._start < 0:
+            self._start = self._parser.CurrentByteIndex
+
+    def _aside(self, *_: object) -> None:
+        if self._field:
+            raise Mismatch(f"the field {self._field} has a comment or an instruction in it")
+
+
+def _local(name: str) -> str:
+    parts = name.split(_APART)
+    return parts[1] if len(parts) > 1 else name
+
+
+def _qualified(name: str) -> str:
+    parts = name.split(_APART)
+    return f"{parts[2]}:{parts[1]}" if len(parts) == 3 else parts[-1]
 
 
 class Delimited:

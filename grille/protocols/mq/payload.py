@@ -92,6 +92,19 @@ def decoded(data: bytes, ccsid: int) -> str:
         raise Mismatch(f"byte {error.start} is no character of CCSID {ccsid}") from None
 
 
+def decoded_as(data: bytes, name: str) -> str | None:
+    """Text in the encoding of this name, as XML declares it; None if the bytes are none, or it is not known here."""
+    if name.lower().replace("-", "").replace("_", "") in ("ibm1047", "cp1047"):
+        return decoded(data, 1047)
+    try:
+        codec = codecs.lookup(name).name
+        if codec not in {codecs.lookup(each).name for each in _NAMES.values()}:
+            return None
+        return codecs.decode(data, codec)
+    except (LookupError, UnicodeError, ValueError):
+        return None
+
+
 def encoded(text: str, ccsid: int) -> bytes:
     """Bytes.  Raises `Mismatch` for a character set that is not known, and for characters that it does not have."""
     _check(ccsid)

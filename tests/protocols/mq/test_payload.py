@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Sequence
+from xml.etree import ElementTree
+from xml.sax import saxutils
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grille.protocols.mq.copybook import Copybook, Item, parse
-from grille.protocols.mq.documents import Delimited, Json
+from grille.protocols.mq.documents import Delimited, Json, Xml
 from grille.protocols.mq.headers import body_of
 from grille.protocols.mq.payload import Field, Layout, LayoutError, Mismatch, Span, decoded, encoded
 
@@ -329,6 +332,162 @@ def test_any_text_is_a_document_for_both_or_for_neither(text: str) -> None:
 
 
 # delimited
+
+
+# XML
+
+
+MARKUP = (
+    '<?xml version="1.0"?>\n<!-- Payer --><D:Document xmlns:D="urn:d">'
+    '<Payer kind=\'x\' xmlns:p="urn:p" no = "12 &amp; 3">'
+    "<D:Account>49<![CDATA[<&]]>&#50;9\xe9</D:Account><p:Account/><Account></Account>\n"
+    "<Account><![CDATA[7]]></Account></Payer><Other no='5'>text <b/>Account</Other></D:Document>\n"
+)
+MARKUP_FIELDS = [Field("account", "Document/Payer/Account"), Field("number", "Document/Payer/@no")]
+
+
+@pytest.mark.parametrize("ccsid", [1208, 819, 37, 1047, 1252])
+def test_markup(ccsid: int) -> None:
+    data = encoded(MARKUP, ccsid)
+    layout = Xml(MARKUP_FIELDS)
+    spans = layout.find(data, ccsid)
+    assert told(spans) == [("number", "12 & 3"), ("account", "49<&29\xe9"), ("account", "7")]
+    changed = decoded(layout.replaced(data, list(zip(spans, ["a'\"\n<", "]]>\xe9&", None], strict=True)), ccsid), ccsid)
+    expected = MARKUP.replace("12 &amp; 3", "a&#39;&#34;&#10;&lt;").replace("<![CDATA[7]]>", "")
+    assert changed == expected.replace("49<![CDATA[<&]]>&#50;9\xe9", "]]&gt;\xe9&amp;")
+    with pytest.raises(Mismatch, match="does not have"):
+        layout.replaced(data, [(spans[0], "\x00")], ccsid)
+    rare = layout.replaced(data, [(spans[2], "\u4e2d\U0001f600")], ccsid)
+    assert told(layout.find(rare, ccsid))[2] == ("account", "\u4e2d\U0001f600")
+
+
+def test_line_ends_of_ebcdic_are_line_ends() -> None:
+    lines = MARKUP.replace("\n", "\x85")
+    layout = Xml(MARKUP_FIELDS)
+    data = encoded(lines, 1047)
+    assert told(layout.find(data, 1047)) == told(layout.find(encoded(MARKUP, 1208), 1208))
+    spans = layout.find(data, 1047)
+    assert decoded(layout.replaced(data, [(span, span.value) for span in spans], 1047), 1047).count("\x85") == 3
+    again = layout.replaced(data, [(spans[1], "a\x85b")], 1047)
+    assert told(layout.find(again, 1047))[1] == ("account", "a\x85b")
+    with pytest.raises(Mismatch):
+        layout.find(lines.encode(), 1208)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "<Document>", "<Document/>x", "x<Document/>", "<Document/><Document/>", "<Other/>", "<document/>",
+        "<!DOCTYPE Document><Document/>", "<!DOCTYPE Document [<!ENTITY a 'b'>]><Document>&a;</Document>",
+        "<Document>&a;</Document>", "<Document><a:b/></Document>", "<Document a='1' a='2'/>", "<Document a=1/>",
+        "<Document xmlns:a='u' xmlns:b='u' a:x='1' b:x='2'/>", "<Document>x<Payer/></Document>",
+        "<Document><Payer>4929<Account/></Payer></Document>", "<Document><Payer><![CDATA[4929]]></Payer></Document>",
+        "<Document><Payer><Account>49<b/>29</Account></Payer></Document>",
+        "<Document><Payer><Account><Account>4929</Account></Account></Payer></Document>",
+        "<Document><Payer><Account>49<!-- -->29</Account></Payer></Document>",
+        "<Document><Payer><Account>49<?a b?>29</Account></Payer></Document>",
+        "<?xml version='1.1'?><Document/>", "<?xml version='1.0' encoding='UTF-16'?><Document/>",
+        "<?xml version='1.0' encoding='nonsense'?><Document/>", "<?xml version='1.0' encoding='IBM037'?><Document/>",
+        "<?xml version='1.0' encoding='iso-8859-1'?><Document><a>\xe9</a></Document>",
+        "<?xml version='1.0' encoding='rot13'?><Document/>", "<Document>\x01</Document>", "<Document>&#1;</Document>",
+        "<Document>" + "<a>" * 100 + "</a>" * 100 + "</Document>", "<a>" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_such_markup(text: str) -> None:
+    with pytest.raises(Mismatch) as caught:
+        Xml(MARKUP_FIELDS).find(text.encode(), 1208)
+    assert "4929" not in str(caught.value)
+
+
+def test_a_declared_encoding_may_not_mean_other_text() -> None:
+    layout = Xml(MARKUP_FIELDS)
+    for name, ccsid, character in (
+        ("UTF-8", 1208, "\xe9"), ("utf-8", 819, "e"), ("ISO-8859-1", 819, "\xe9"), ("us-ascii", 1208, "e"),
+        ("IBM037", 37, "\xe9"), ("ibm-1047", 1047, "["), ("windows-1252", 1252, "\u20ac"),
+    ):  # fmt: skip
+        text = f'<?xml version="1.0" encoding="{name}"?><Document><a>{character}</a></Document>'
+        assert layout.find(encoded(text, ccsid), ccsid) == []
+        assert layout.find(encoded(text.replace(f' encoding="{name}"', ""), ccsid), ccsid) == []
+    for name, ccsid, character in (("UTF-8", 819, "\xe9"), ("IBM037", 1047, "["), ("UTF-8", 37, "e")):
+        with pytest.raises(Mismatch, match="another encoding"):
+            layout.find(
+                encoded(f'<?xml version="1.0" encoding="{name}"?><Document><a>{character}</a></Document>', ccsid), ccsid
+            )
+
+
+def test_paths_of_markup() -> None:
+    text = b"<a xmlns='u' x='1'><b x='2' y='3'>4</b><c><b x='5'>6</b></c></a>"
+    for fields, found in (
+        ({"f": "a/b"}, [("f", "4")]), ({"f": "a/@x", "g": "a/c/b/@x"}, [("f", "1"), ("g", "5")]),
+        ({"f": "a/b", "g": "a/b/@y", "h": "a/b/@x"}, [("h", "2"), ("g", "3"), ("f", "4")]), ({"f": "a/d"}, []),
+    ):  # fmt: skip
+        assert told(Xml([Field(name, at) for name, at in fields.items()]).find(text, 1208)) == found
+    for at in ("", "/a", "a/", "a//b", "@x", "a/@x/b", "p:a", "a b", "a/@", "a[1]", "*"):
+        with pytest.raises(LayoutError):
+            Xml([Field("f", at)])
+    for pair in ((Field("f", "a/b"), Field("g", "a/b")), (Field("f", "a/b"), Field("g", "a/b/c/@d"))):
+        with pytest.raises(LayoutError):
+            Xml(pair)
+
+
+_elements = st.recursive(
+    st.text(alphabet="12&<>\"' \n\xe9\u4e2d", max_size=6),
+    lambda inner: st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "p:a"]),
+            st.dictionaries(
+                st.sampled_from(["a", "p:a", "q"]), st.text(alphabet="12&<'\" \n\xe9", max_size=4), max_size=2
+            ),
+            inner,
+        ),
+        max_size=3,
+    ),
+    max_leaves=12,
+)
+
+
+def _markup(tree: object) -> str:
+    if isinstance(tree, str):
+        return saxutils.escape(tree)
+    assert isinstance(tree, list)
+    parts = []
+    for name, attributes, inner in tree:
+        written = "".join(f" {key}={saxutils.quoteattr(value)}" for key, value in attributes.items())
+        parts.append(f"<{name}{written}>{_markup(inner)}</{name}>")
+    return "".join(parts)
+
+
+@given(_elements, st.sampled_from([1208, 819, 37]))
+def test_any_markup_is_read_as_the_library_reads_it(tree: object, ccsid: int) -> None:
+    text = f'<r xmlns:p="urn:p">{_markup(tree)}</r>'
+    try:
+        data = encoded(text, ccsid)
+    except Mismatch:
+        return
+    layout = Xml([Field("f", "r/a"), Field("g", "r/b/@a"), Field("h", "r/b/b")])
+    found, why = None, ""
+    try:
+        found = layout.find(data, ccsid)
+    except Mismatch as mismatch:
+        why = str(mismatch)
+    if found is None:
+        assert "should be looked for" in why or "has an element in it" in why
+        return
+    names = {"a": ("a", "{urn:p}a"), "b": ("b",)}
+    root = ElementTree.fromstring(text)
+    top = [each for each in root if each.tag in names["a"]]
+    deep = [each for each in root if each.tag == "b"]
+    expected = [each.text for each in top if each.text]
+    expected += [value for each in deep for key in names["a"] if (value := each.get(key))]
+    expected += [inner.text for each in deep for inner in each if inner.tag == "b" and inner.text]
+    assert sorted(span.value for span in found) == sorted(expected)
+    numbers = itertools.count()
+    new = [(span, f"new{next(numbers)}") for span in found]
+    changed = decoded(layout.replaced(data, new, ccsid), ccsid)
+    again = layout.find(encoded(changed, ccsid), ccsid)
+    assert [span.value for span in again] == [value for _, value in new]
+    same = decoded(layout.replaced(data, [(span, span.value) for span in found], ccsid), ccsid)
+    assert ElementTree.canonicalize(same) == ElementTree.canonicalize(text)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\x85"])
