@@ -45,6 +45,10 @@ _READERS: Final[dict[Type, Callable[[Segment], object]]] = {
 }
 
 
+_PIECES: Final = 200
+"""In which a long input arrives at most."""
+
+
 @functools.cache
 def _whole() -> list[bytes]:
     """Conversations, a few segments each."""
@@ -90,7 +94,7 @@ def check(data: bytes) -> None:
     if not data:
         return
     how, rest = data[0], data[1:]
-    step = (1, 7, 64, len(rest) or 1)[how & 3]
+    step = max((1, 7, 64, len(rest) or 1)[how & 3], len(rest) // _PIECES)
     channel = Channel()
     if how & 4:
         channel.state, channel.multiplexed, channel.talks, channel._agreed = State.OPEN, True, {1: Talk.CONNECTED}, 3
