@@ -121,6 +121,31 @@ Logs in as the configuration says, or with the token of a file.  The last line i
 "setup differences=N applied=N", exit 1 if a difference is left, 2 if Vault cannot be used.
 """
 
+_DRILL = """\
+Proves that tokens agree between regions, for disaster recovery, without any value leaving a region.
+"""
+
+_DRILL_RUN = """\
+Each region is measured by a process of its own with that region's configuration, keys and databases.
+What comes back is configuration and keyed digests, under a key that is new for each drill: of the
+token keys, of a set of canary tokens, of every row (key and tokens), summed by parts of a table so
+that their order does not matter.  Where a part differs its rows are compared one by one; which keys
+these are is written inside each region only.  Some tokens of each column are decoded and encoded.
+Writes report.json, report.html and the signed evidence over both (grille audit verify, grille drill
+verify).  The last line is "drill tables=N rows=N differences=N verdict=agree|disagree"; exit 1 if
+they disagree, 2 if a region could not be measured: --resume takes the drill up where it ended.
+"""
+
+_DRILL_REGION = """\
+The part of a drill that runs inside a region: answers what "grille drill run" asks on standard input.
+For a region whose configuration is elsewhere, see --remote there.
+"""
+
+_DRILL_VERIFY = """\
+Checks the evidence of a report as "grille audit verify" does, and that the report's files are those
+that were signed.
+"""
+
 _VECTORS = """\
 Checks FF1 (NIST SP 800-38G r1) against published cases, one JSON object a line: radix, id, key and
 tweak in hexadecimal, msg and ct as lists of numerals, result valid, invalid or acceptable.  Both
@@ -282,6 +307,45 @@ def parser() -> argparse.ArgumentParser:
     setup.add_argument("--apply", action="store_true", help="make what is missing")
     setup.add_argument("--token-file", metavar="FILE", type=Path, help="a token that may administer the engine")
 
+    drill = command(
+        commands, "drill", "do tokens agree between regions?", _DRILL,
+        "grille drill run --region A=a.toml --region B=b.toml --report drill-2026-11",
+    )  # fmt: skip
+    steps = drill.add_subparsers(dest="part", metavar="PART", required=True)
+    drill_run = command(
+        steps, "run", "compare regions", _DRILL_RUN,
+        "grille drill run --region A=a.toml --region B=b.toml --report drill-2026-11",
+        "grille drill run --region A=a.toml --report drill-2026-11 \\",
+        '    --remote B="ssh b grille drill region --config /etc/grille/grille.toml --state /var/lib/grille/drill"',
+    )  # fmt: skip
+    drill_run.add_argument(
+        "--region", metavar="NAME=FILE", action="append", default=[], help="a region and its configuration (TOML)"
+    )
+    drill_run.add_argument(
+        "--remote", metavar="NAME=COMMAND", action="append", default=[], help="one whose process is begun by a command"
+    )
+    drill_run.add_argument("--report", metavar="DIR", type=Path, required=True, help="where the report goes: a new one")
+    drill_run.add_argument("--resume", action="store_true", help="take up the drill that ended halfway there")
+    drill_run.add_argument("--table", metavar="NAME", action="append", default=[], help="only this (may be repeated)")
+    drill_run.add_argument(
+        "--sample", metavar="N", type=int, default=100, help="tokens a column to decode and encode (default: 100)"
+    )
+    drill_run.add_argument(
+        "--signing-key", metavar="FILE", type=Path, help="signs the report (default: that of the first region)"
+    )
+    region = configured(
+        command(
+            steps, "region", "one region's part", _DRILL_REGION,
+            "grille drill region --config grille.toml --state /var/lib/grille/drill",
+        )
+    )  # fmt: skip
+    region.add_argument("--state", metavar="DIR", type=Path, required=True, help="where it notes how far it came")
+    signed = command(
+        steps, "verify", "is a report as it was signed?", _DRILL_VERIFY, "grille drill verify drill-2026-11"
+    )  # fmt: skip
+    signed.add_argument("report", metavar="DIR", type=Path, help="the report")
+    signed.add_argument("--public-key", metavar="FILE", type=Path, help="PEM file: the key that must have signed")
+
     mq = command(commands, "mq", "try queue managers", _MQ, "grille mq check --config grille.toml --queue GRILLE.TEST")
     steps = mq.add_subparsers(dest="part", metavar="PART", required=True)
     trial = configured(
@@ -331,6 +395,14 @@ def _run(chosen: argparse.Namespace) -> int:
             from grille.proxy import token_commands
 
             return token_commands.run(chosen, sys.stdout, sys.stderr)
+        case "drill" if chosen.part == "run":
+            from grille.proxy import drill
+
+            return drill.run(chosen, sys.stdout, sys.stderr)
+        case "drill" if chosen.part == "verify":
+            from grille.proxy import drill_report
+
+            return drill_report.verify(chosen.report, chosen.public_key, sys.stdout)
         case "demo":
             from grille.proxy.demo.run import main as demo
 
@@ -363,6 +435,10 @@ def _with_config(chosen: argparse.Namespace, config: Config) -> int:
             from grille.proxy.check import check
 
             return asyncio.run(check(config, sys.stdout))
+        case "drill":
+            from grille.proxy import drill_region
+
+            return drill_region.serve(config, chosen.state, sys.stdin, sys.stdout)
         case "mq":
             from grille.proxy.mq_check import check_queue_managers
 

@@ -25,11 +25,7 @@ _HEXADECIMAL: Final = "Write 32 bytes (fpe) or 64 bytes (siv) as hexadecimal dig
 
 def token_provider(config: Config) -> EmbeddedProvider:
     """The provider of all transformations whose keys Grille holds.  Raises `ConfigError`."""
-    materials = _on_token(config) if any(key.pkcs11 for key in config.keys) else {}
-    keys = [
-        Key(key.name, key.version, materials[number] if key.pkcs11 else _token_key(number, key))
-        for number, key in enumerate(config.keys)
-    ]
+    keys = _keys(config)
     transformations = [
         Transformation(
             name=transformation.name,
@@ -50,6 +46,19 @@ def token_provider(config: Config) -> EmbeddedProvider:
         raise _problem("transformations", "", str(error), "Correct that entry, or its [[keys]] entry.") from None
 
 
+def materials(config: Config) -> dict[str, bytes]:
+    """Key material by the name of its [[keys]] entry.  Raises `ConfigError`."""
+    return {key.name: key.material for key in _keys(config)}
+
+
+def _keys(config: Config) -> list[Key]:
+    found = _on_token(config) if any(key.pkcs11 for key in config.keys) else {}
+    return [
+        Key(key.name, key.version, found[number] if key.pkcs11 else _token_key(number, key))
+        for number, key in enumerate(config.keys)
+    ]
+
+
 def log_in(config: Config) -> None:
     """Log in to the PKCS#11 token and out again, if a key needs it.  Raises `ConfigError`.
 
@@ -66,18 +75,22 @@ def log_in(config: Config) -> None:
 
 def signing_key(config: Config) -> Ed25519PrivateKey:
     """The key that signs the evidence.  Raises `ConfigError`."""
-    path = config.audit.signing_key
+    return read_signing_key("audit.signing_key", config.audit.signing_key)
+
+
+def read_signing_key(name: str, path: Path) -> Ed25519PrivateKey:
+    """An Ed25519 key in a file that ``name`` points at.  Raises `ConfigError`."""
     fix = f"Make one: openssl genpkey -algorithm ed25519 -out {path}"
     try:
         key = load_pem_private_key(secret_file.read(path), None)
     except Exposed as exposed:
-        raise _problem("audit.signing_key", str(path), exposed.what, exposed.fix) from None
+        raise _problem(name, str(path), exposed.what, exposed.fix) from None
     except OSError as error:
-        raise _problem("audit.signing_key", str(path), f"cannot be read ({error.strerror})", fix) from None
+        raise _problem(name, str(path), f"cannot be read ({error.strerror})", fix) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _problem("audit.signing_key", str(path), "is not a private key in PEM without a password", fix) from None
+        raise _problem(name, str(path), "is not a private key in PEM without a password", fix) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise _problem("audit.signing_key", str(path), "is not an Ed25519 key", fix)
+        raise _problem(name, str(path), "is not an Ed25519 key", fix)
     return key
 
 
