@@ -1,13 +1,14 @@
 """What an agent is told when something fails: refusals of Grille's own, and server errors without what they reveal.
 
 A server error keeps its severity and SQLSTATE and gets a fixed message; of its fields only the names of objects that
-the agent may know survive (control UP-02).  Message, detail, hint and context as the server wrote them go to the audit
-event and nowhere else.  Each SQLSTATE and each control has an anchor in docs/reference/errors.md.  PostgreSQL
-documentation: chapter 54.8, "Error and Notice Message Fields", and appendix A.
+the agent may know survive (control UP-02).  The audit event has the message without values.  Each SQLSTATE and each
+control has an anchor in docs/reference/errors.md.  PostgreSQL documentation: chapter 54.8, "Error and Notice Message
+Fields", and appendix A.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -142,6 +143,13 @@ _HINTS: Final[Mapping[str, str]] = {
 }
 
 
+_RAISES: Final = ("exec_stmt_raise", "exec_stmt_assert")
+"""Functions of the server that tell what somebody's function says."""
+_QUOTATION: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
+"""Those of the server's languages."""
+_NUMBER: Final = re.compile(r"(?<![\w$\x00])[0-9][\w.:,/+-]*(?!\x00)")
+
+
 def refusal_fields(refusal: Refusal) -> dict[str, str]:
     """The fields of the ErrorResponse that tells an agent of a refusal, by field code."""
     origin = f"control {refusal.control}"
@@ -188,8 +196,28 @@ def sqlstate(fields: Mapping[str, str]) -> str:
 
 
 def audit_text(fields: Mapping[str, str]) -> str:
-    """The server's own words, for the audit event only."""
-    return "; ".join(f"{code}={fields[code]}" for code in "MDHWqn" if fields.get(code))[:8192]
+    """The server's own words for the audit event, without values.
+
+    Of an error's parts those are kept that name things: schema, table, column, type, constraint, and the function of
+    the server that tells it.  Of its message, what stands between quotation marks is kept only if it is one of these
+    names, and numbers are not; of what a RAISE says nothing is.  Detail, hint, context and internal query show rows,
+    parameters and constants (`PostgreSQL, "Error and Notice Message Fields"`).
+    """
+    names = [fields[code] for code in "stcdn" if fields.get(code)]
+    message = fields.get("M", "")
+    if fields.get("R") in _RAISES or sqlstate(fields)[:2] == "P0":
+        message = ""
+    for number, name in enumerate(names):
+        message = message.replace(f'"{name}"', f"\x00{number}\x00")
+    marks = [place for place, character in enumerate(message) if character in _QUOTATION]
+    if marks:
+        rest = message[marks[-1] + 1 :] if len(marks) > 1 else ""
+        message = f'{message[: marks[0]]}"?"{rest}'
+    message = _NUMBER.sub("?", message)
+    for number, name in enumerate(names):
+        message = message.replace(f"\x00{number}\x00", f'"{name}"')
+    told = {"M": message, **{code: fields.get(code, "") for code in "stcdnR"}}
+    return "; ".join(f"{code}={value}" for code, value in told.items() if value)[:8192]
 
 
 def missing_setting(fields: Mapping[str, str]) -> str | None:

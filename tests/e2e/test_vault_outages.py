@@ -65,13 +65,16 @@ def card(n: int) -> str:
 class Desk(Served):
     """The node, its Vault and its database."""
 
+    columns = {"customers.ssn": SSN, "customers.card": "card"}
+    """Transformation by column."""
+
     def __init__(self, directory: Path, cluster: Cluster, vault: Vault, settings: str, database: str = "desk") -> None:
         """``settings``: more lines of [vault]."""
         self._database = database
         self.directory, self.cluster, self.vault = directory, cluster, vault
         self.identity = directory / "identity"
         self.identity.mkdir(mode=0o700)
-        authority = Authority(DOMAIN)
+        authority = self.authority = Authority(DOMAIN)
         authority.write_bundle(self.identity / "ca.pem")
         authority.issue_server().write(self.identity, "server")
         authority.issue("desk/teller").write(self.identity, "teller")
@@ -91,7 +94,7 @@ class Desk(Served):
             f'[[keys]]\nname = "local"\nfile = "{directory}/local.hex"\n',
             '[[transformations]]\nname = "card"\nkind = "fpe"\n'
             f"template = '{CARD.template}'\ntoken_domain = \"card-domain\"\nkey = \"local\"\n",
-            *(f'[[columns]]\nname = "public.customers.{name}"\ntransformation = "{name}"\n' for name in (SSN, "card")),
+            *(f'[[columns]]\nname = "public.{name}"\ntransformation = "{to}"\n' for name, to in self.columns.items()),
         ]  # fmt: skip
         config = CONFIG.format(
             identity=self.identity, directory=directory, domain=DOMAIN, host=cluster.host, port=cluster.port,

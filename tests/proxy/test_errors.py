@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from grille.controls import CONTROLS, Refusal
 from grille.proxy.errors import TEMPLATES, audit_text, missing_setting, refusal_fields, scrubbed_fields, sqlstate
 
@@ -66,8 +68,47 @@ def test_unknown_and_odd_sqlstates_get_the_words_of_their_class() -> None:
     assert sqlstate({"C": "42\n01"}) == "XX000"
 
 
-def test_the_servers_words_go_to_the_audit_text() -> None:
-    assert "123-45-6789" in audit_text(SERVER)
+def test_the_servers_words_go_to_the_audit_text_without_values() -> None:
+    told = audit_text(SERVER)
+    assert told.startswith(
+        'M=duplicate key value violates unique constraint "customers_ssn_key"; s=public; t=customers; '
+    )
+    assert "123-45-6789" not in told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ('invalid input syntax for type integer: "secret"', 'invalid input syntax for type integer: "?"'),
+        ('invalid input syntax for type integer: "a" secret "b"', 'invalid input syntax for type integer: "?"'),
+        ('value "987654321" is out of range for type int4', 'value "?" is out of range for type int4'),
+        ("invalid value 987-65 of 12.5e7", "invalid value ? of ?"),
+        ('unterminated quoted string at or near "\'secret"', 'unterminated quoted string at or near "?"'),
+        ("ung\xfcltiger Wert \xbbsecret\xab", 'ung\xfcltiger Wert "?"'),
+        ('odd "secret', 'odd "?"'),
+        ('null value in column "ssn" of relation "t1"', 'null value in column "ssn" of relation "t1"'),
+        ('"ssn" is "secret" and "t1"', '"ssn" is "?" and "t1"'),
+        ('value too long for type character varying(5)', 'value too long for type character varying(?)'),
+        ("division by zero", "division by zero"),
+    ],
+)  # fmt: skip
+def test_a_message_is_recorded_without_values(message: str, told: str) -> None:
+    fields = {
+        "C": "22P02",
+        "M": message,
+        "t": "t1",
+        "c": "ssn",
+        "D": "secret",
+        "H": "secret",
+        "W": "secret",
+        "q": "secret",
+    }
+    assert audit_text(fields) == f"M={told}; t=t1; c=ssn"
+
+
+def test_what_a_function_says_is_not_recorded() -> None:
+    for more in ({"C": "P0001"}, {"C": "22023", "R": "exec_stmt_raise"}, {"C": "P0004", "R": "exec_stmt_assert"}):
+        assert "secret" not in audit_text({"M": "customer secret", **more})
 
 
 def test_a_refusal_says_what_which_control_and_what_to_do() -> None:
