@@ -46,7 +46,7 @@ from grille.tokenization.embedded import EmbeddedProvider
 from tests.bundles import packed, unpacked
 
 DEADLINE = 60.0
-SECONDS = 600.0 if os.environ.get("GRILLE_LONG") else 12.0
+SECONDS = 600.0 if os.environ.get("GRILLE_LONG") else 6.0
 CONNECTIONS = 6
 """Of each agent."""
 SYNC = Sync().encode()
