@@ -106,7 +106,11 @@ class Drill:
         here = [regions[n] for n in having]
         sums = await _all(each.ask(Ask("sums", table=table), Sums) for each in here)
         rows = {each.name: told.rows for each, told in zip(here, sums, strict=True)}
-        notes = tuple(f"{each.name}: in two snapshots" for each, told in zip(here, sums, strict=True) if told.taken_up)
+        notes = tuple(
+            f"{each.name}: counted by an earlier run, at least in part"
+            for each, told in zip(here, sums, strict=True)
+            if told.taken_up
+        )
         different: set[int] = set()
         found = 0
         for other, told in zip(here[1:], sums[1:], strict=True):

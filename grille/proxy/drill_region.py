@@ -97,7 +97,7 @@ class Sums(msgspec.Struct, frozen=True, tag="sums"):
     rows: int
     buckets: list[str]
     taken_up: bool
-    """A part was counted by an earlier run, in an earlier snapshot."""
+    """It was counted by an earlier run, at least in part: in another snapshot."""
 
 
 class Rows(msgspec.Struct, frozen=True, tag="rows"):
@@ -331,7 +331,7 @@ class Region:
             if kept["mark"] == mark:
                 sums, rows, first, taken_up = [int(each, 16) for each in kept["sums"]], kept["rows"], kept["next"], True
                 if kept["done"]:
-                    return Sums(rows, kept["sums"], taken_up=False)
+                    return Sums(rows, kept["sums"], taken_up=True)
         tell, made = self._telling(table), hashlib.blake2b(key=self._key, digest_size=32, person=b"row")
 
         def take(line: bytes) -> None:

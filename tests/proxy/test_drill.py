@@ -269,12 +269,12 @@ def test_a_region_takes_up_a_table_where_it_left_it(regions: Regions) -> None:
         return answer
 
     whole = asked("00" * 32)
-    assert whole["rows"] == ROWS
+    assert (whole["rows"], whole["taken_up"]) == (ROWS, False)
     (note,) = state.glob("*.json")
     kept = json.loads(note.read_bytes())
     note.write_text(json.dumps(kept | {"rows": 1000, "done": False, "next": 10**6}))
     assert asked("00" * 32)["rows"] == 1000
-    assert asked("00" * 32)["taken_up"] is False  # it was done then
+    assert asked("00" * 32)["taken_up"] is True
     other = asked("11" * 32)
     assert other["rows"] == ROWS
     assert other["buckets"] != whole["buckets"]
