@@ -41,7 +41,7 @@ from grille.policies.pdp import (
     obligations_not_enforced,
 )
 from grille.protocols.operation import NotUnderstood, Operation, RelationUse
-from grille.protocols.postgres import lexer
+from grille.protocols.postgres import arrays, lexer
 from grille.protocols.postgres.analysis import (
     SYSTEM_SCHEMAS,
     Analysis,
@@ -614,7 +614,7 @@ class Enforcement:
         filled: list[bytes | None] = [*values, *(literal.encode() for literal in plan.literals)]
         all_formats += [0] * len(plan.literals)
         if plan.encode:
-            await self._encode(plan, filled)
+            await self._encode(plan, filled, all_formats)
         for slot in plan.injected:
             filled.append(_injected_text(verdict.values[slot.value], slot.array))
             all_formats.append(0)
@@ -1194,7 +1194,11 @@ class Enforcement:
 
     # Values
 
-    async def _encode(self, plan: Plan, values: list[bytes | None]) -> None:
+    async def _encode(self, plan: Plan, values: list[bytes | None], formats: Sequence[int] = ()) -> None:
+        """Put tokens in the place of values; ``formats`` only if the plan has arrays."""
+        if any(slot.array for slot in plan.encode):
+            await self._encode_arrays(plan, values, formats)
+            return
         requests, places = [], []
         for slot in plan.encode:
             value = values[slot.parameter]
@@ -1219,6 +1223,32 @@ class Enforcement:
                 values[place] = b"\x01"
             else:
                 values[place] = token.encode()
+
+    async def _encode_arrays(self, plan: Plan, values: list[bytes | None], formats: Sequence[int]) -> None:
+        """`_encode` for a plan with arrays: their elements are values like the others."""
+        flat: list[bytes | None] = []
+        slots: list[EncodeSlot] = []
+        lengths = []
+        for slot in plan.encode:
+            value = values[slot.parameter]
+            elements: list[bytes | None] = [value]
+            try:
+                if slot.array and value is not None:
+                    elements = arrays.read(value, binary=bool(formats[slot.parameter]))
+            except arrays.ArrayError as error:
+                raise Refusal("TK-02", f"A list of values for a tokenized column cannot be read: {error}.",
+                              sqlstate="22P02", hint="Bind a plain array of text, or write IN.") from None  # fmt: skip
+            slots += [EncodeSlot(place, slot.transformation) for place in range(len(flat), len(flat) + len(elements))]
+            flat += elements
+            lengths.append(len(elements))
+        await self._encode(msgspec.structs.replace(plan, encode=tuple(slots)), flat)
+        at = 0
+        for slot, length in zip(plan.encode, lengths, strict=True):
+            value, tokens = values[slot.parameter], flat[at : at + length]
+            at += length
+            if value is not None:
+                binary = bool(formats[slot.parameter])
+                values[slot.parameter] = arrays.write(tokens, binary=binary, like=value) if slot.array else tokens[0]
 
     async def _call(
         self, method: Callable[[Sequence[TokenRequest]], object], requests: list[TokenRequest]

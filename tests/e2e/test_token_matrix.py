@@ -316,6 +316,8 @@ searches("IN parameters", "SELECT id FROM customers WHERE {c} IN (?, ?) AND id <
 searches("= ANY of an array", "SELECT id FROM customers WHERE {c} = ANY (ARRAY['{1}', '{2}']) AND id < 8 ORDER BY id")
 searches("= ANY of a parameter", "SELECT id FROM customers WHERE {c} = ANY (?) AND id < 8 ORDER BY id",
          lambda cell: ([cell.value(1), cell.value(2)],))  # fmt: skip
+searches("<> ALL of a parameter", "SELECT id FROM customers WHERE {c} <> ALL (?) AND id IN (0, 1, 2, 4) ORDER BY id",
+         lambda cell: ([cell.value(0), cell.value(4)],))  # fmt: skip
 searches("VALUES", "SELECT id FROM customers WHERE {c} IN (VALUES ('{1}'), ('{2}')) AND id < 8 ORDER BY id")
 searches("IN of a subquery", "SELECT id FROM customers WHERE id < 8 AND {c} IN "
          "(SELECT a.{c} FROM accounts a WHERE a.id IN (1, 2)) ORDER BY id")  # fmt: skip

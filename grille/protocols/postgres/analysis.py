@@ -40,6 +40,10 @@ VARCHAR: Final = 1043
 NUMERIC: Final = 1700
 RECORD: Final = 2249
 TEXT_LIKE: Final = frozenset({TEXT, VARCHAR, BPCHAR, UNKNOWN})
+_TEXT_ARRAYS: Final = (1009, 1015)
+"""text[] and varchar[]."""
+_OF_ANY: Final = ((pb.AEXPR_OP_ANY, "="), (pb.AEXPR_OP_ALL, "<>"))
+"""What IN and NOT IN are short for."""
 FIRST_USER_OID: Final = 16384
 MAX_COLUMNS: Final = 1664
 """PostgreSQL's own limit on a select list (MaxTupleAttributeNumber)."""
@@ -422,6 +426,8 @@ class Analysis:
         """Visible result columns."""
         self.parameters: dict[int, list[str]] = {}
         """Client parameter -> for each use ``""`` (plain) or the transformation under which it is encoded."""
+        self.arrays: set[int] = set()
+        """Client parameters that are arrays of values to be encoded."""
         self.equalities: set[str] = set()
         """Sensitive columns that take part in an equality or grouping."""
         self.locks = False
@@ -1846,7 +1852,14 @@ class Analyzer:
         if kind == pb.AEXPR_IN:
             return self._in_list(message, name, scope)
         if kind in (pb.AEXPR_OP_ANY, pb.AEXPR_OP_ALL):
-            left, right = self._all((message.lexpr, message.rexpr), scope)
+            left = self._expression(message.lexpr, scope)
+            tokens = left.label if (kind, name) in _OF_ANY and left.type in (TEXT, VARCHAR) else None
+            if tokens is not None and self._encode_array(message.rexpr, tokens):
+                self._equality_on(tokens)
+                return _Info(BOOL, None, left.leakproof)
+            self._unlabelled(message.lexpr, left)
+            right = self._expression(message.rexpr, scope)
+            self._unlabelled(message.rexpr, right)
             element = self._element(right.type)
             return self._applied(name, left, _Info(element, None, right.leakproof, right.constant), BOOL)
         if kind in (pb.AEXPR_LIKE, pb.AEXPR_ILIKE, pb.AEXPR_SIMILAR):
@@ -1969,6 +1982,34 @@ class Analyzer:
             if seen:
                 uses.remove("")
             uses.append(label.transformation)
+            return node.param_ref.number not in self._result.arrays
+        return False
+
+    def _encode_array(self, node: Node, label: Label) -> bool:
+        """`_encode_operand` for each element of ``ARRAY[...]`` or of a parameter; False if `node` is neither."""
+        kind = kind_of(node)
+        if kind == "type_cast":
+            self._closed(node.type_cast)
+            found = self._type(node.type_cast.type_name)
+            return (
+                not node.type_cast.type_name.typmods
+                and found in _TEXT_ARRAYS
+                and self._encode_array(node.type_cast.arg, label)
+            )
+        if kind == "a_array_expr":
+            self._closed(node.a_array_expr)
+            return all(self._encode_operand(each, label) for each in node.a_array_expr.elements)
+        if kind == "param_ref":
+            self._closed(node.param_ref)
+            number = node.param_ref.number
+            if self._parameter(node.param_ref).type not in (*_TEXT_ARRAYS, UNKNOWN):
+                return False
+            uses = self._result.parameters[number]
+            uses.remove("")
+            if any(uses) and number not in self._result.arrays:
+                return False
+            uses.append(label.transformation)
+            self._result.arrays.add(number)
             return True
         return False
 

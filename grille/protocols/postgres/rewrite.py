@@ -102,6 +102,8 @@ class EncodeSlot(msgspec.Struct, frozen=True):
     parameter: int
     """0-based index into the parameters of the plan."""
     transformation: str
+    array: bool = False
+    """It is an array, of which each element is encoded."""
 
 
 class InjectedSlot(msgspec.Struct, frozen=True):
@@ -333,7 +335,7 @@ class _Rewrite:
                 )
             transformation = kinds.pop()
             if transformation:
-                self._encode.append(EncodeSlot(number - 1, transformation))
+                self._encode.append(EncodeSlot(number - 1, transformation, number in self._analysis.arrays))
 
     def _literal(self, site: LiteralSite) -> None:
         self._literals.append(site.value)
