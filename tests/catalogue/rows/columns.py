@@ -117,7 +117,12 @@ ROWS = [
     row(
         'C11', 'the column in conditions', 'CO-03',
         ("SELECT id FROM people WHERE ssn LIKE '00%'", "CO-03"),
-        ("SELECT id FROM people WHERE ssn = ANY (ARRAY['1', '2'])", "CO-03"),
+        ("SELECT id FROM people WHERE card = ANY (ARRAY['1', '2'])", "CO-03"),
+        ("SELECT id FROM people WHERE ssn > ANY (ARRAY['1', '2'])", "CO-03"),
+        ("SELECT id FROM people WHERE ssn = ALL (ARRAY['1', '2'])", "CO-03"),
+        ("SELECT id FROM people WHERE '1' = ANY (ARRAY[ssn, card])", "CO-03"),
+        ("SELECT id FROM people WHERE ssn = ANY (ARRAY[card])", "CO-03"),
+        ("SELECT id FROM people WHERE ssn = ANY (ARRAY[['1'], ['2']])", "CO-03"),
         ("SELECT count(*) FILTER (WHERE ssn > '5') FROM people", "CO-03"),
         ("SELECT id FROM people WHERE email LIKE 'u7@%'", []),
         ('SELECT id FROM people WHERE pin = 1007', []),
@@ -235,6 +240,8 @@ ROWS = [
         ("SELECT id FROM people WHERE ssn = '100770077'", []),
         ("SELECT id FROM people WHERE ssn = '*****0003'", []),
         ("SELECT id FROM people WHERE ssn IN ('100030003', '100040004', '100770077') ORDER BY id", [(3,), (4,)]),
+        ("SELECT id FROM people WHERE ssn = ANY (ARRAY['100030003', '100770077'])", [(3,)]),
+        ("SELECT id FROM people WHERE id < 5 AND ssn <> ALL (ARRAY['100030003']) AND id > 2", [(4,)]),
     ),
     row(
         'C25', 'a column that the decision does not name', 'CO-01',
