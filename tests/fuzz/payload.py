@@ -33,7 +33,7 @@ _LINES: Final = b'id,"name, full",card\n1,"O""Neil",4929\n2,,\n'
 def _layouts() -> dict[int, Layout]:
     return {
         0: Copybook(PAYMENT, FIELDS), 1: Json(JSON_FIELDS), 2: Delimited([Field("card", "3"), Field("name", "2")]),
-        3: Delimited([Field("card", "card")], header=True), 6: Xml(MARKUP_FIELDS),
+        3: Delimited([Field("card", "card")], header=True), 7: Xml(MARKUP_FIELDS),
     }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def make(source: random.Random) -> bytes:
                 data[at:at] = data[at : at + source.randint(1, 60)]
             case _:
                 del data[at:]
-    return bytes((source.randrange(7), source.randrange(len(_CCSIDS)))) + bytes(data)
+    return bytes((source.choice((0, 1, 2, 3, 4, 5, 7)), source.randrange(len(_CCSIDS)))) + bytes(data)
 
 
 def check(data: bytes) -> None:
