@@ -26,6 +26,7 @@ from grille.proxy import drill_report, keys
 from grille.proxy.config import ConfigError, load
 from grille.proxy.drill_region import (
     BUCKETS,
+    KEY_BYTES,
     Answer,
     Ask,
     Described,
@@ -89,7 +90,6 @@ class Drill:
                     compared.append(await self._table(table, regions, described, findings))
                 if self._tables and not compared:
                     raise RegionError(f"no region has a table {' or '.join(self._tables)} with tokens")
-        (self._directory / KEY_FILE).unlink()
         return Report(began, time.time(), tuple(names), tuple(compared), tuple(findings))
 
     async def _table(
@@ -148,6 +148,9 @@ class Drill:
         keys_here, keys_there = {key for key, _ in only_here}, {key for key, _ in only_there}
         changed = keys_here & keys_there
         told = sorted(keys_here | keys_there)
+        if not told:
+            what = f"{one.name} and {other.name}: {len(buckets)} parts differed, and no row of them a moment later"
+            return len(buckets), Finding("rows", table, what, _MOVING)
         kept = await _all(each.ask(Ask("keep", table=table, rows=tuple(told)), Kept) for each in (one, other))
         parts = [
             f"{len(keys)} {what}"
@@ -273,6 +276,7 @@ _MISSING: Final = "Restore the table there, or correct [[columns]]."
 _COLUMNS: Final = "Bring schema and [[columns]] of the regions in line; the table was not compared."
 _ROWS: Final = "Look at replication since the last drill, and copy these rows from the region that is right."
 _WHOLE: Final = "So many rows differ that they are not told one by one: look for another key, configuration or state."
+_MOVING: Final = "Writes were under way: drill again when replication has caught up."
 _SAMPLE: Final = (
     "What is stored there was not made with this region's key and template: another version, or clear values."
 )
@@ -295,14 +299,15 @@ async def _as_task(work: Coroutine[Any, Any, T]) -> T:
 def _drill_key(directory: Path) -> str:
     """The key of the run that is taken up, or a new one."""
     path = directory / KEY_FILE
-    try:
+    if path.exists():
         return path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        key = os.urandom(32).hex()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write(key)
-        return key
+    key = os.urandom(KEY_BYTES).hex()
+    beside = path.with_suffix(".new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(key)
+    beside.replace(path)
+    return key
 
 
 def _signing_key(path: Path | None, configured: Sequence[str]) -> Ed25519PrivateKey:
@@ -351,6 +356,7 @@ def run(chosen: Any, out: TextIO, err: TextIO) -> int:
         print(f"grille: {error}", file=err)
         return 2
     drill_report.write(report, directory, key)
+    (directory / KEY_FILE).unlink()
     for finding in report.findings:
         print(f"{finding.kind}: {finding.subject}: {finding.what}", file=out)
         print(f"    {finding.fix}", file=out)

@@ -32,6 +32,7 @@ BUCKETS: Final = 4096
 MOST_ROWS: Final = 50_000
 """Rows of differing buckets that are told one by one."""
 CANARIES: Final = 16
+KEY_BYTES: Final = 32
 _BLOCKS: Final = 2048
 """Of a table, that are read between two notes of how far it came: 16 MiB."""
 _MODULUS: Final = 1 << 256
@@ -173,7 +174,9 @@ class Region:
     """What is asked of one region."""
 
     def __init__(self, config: Config, state: Path, key: bytes, say: Callable[[Answer], None]) -> None:
-        """``key``: the drill's.  Raises `ConfigError`."""
+        """``key``: the drill's, 32 bytes.  Raises `ConfigError` and `RegionError`."""
+        if len(key) != KEY_BYTES:
+            raise RegionError(f"the drill's key has not {KEY_BYTES} bytes")
         self._config = config
         self._state = state
         self._key = key
@@ -323,7 +326,10 @@ class Region:
 
     async def _sums(self, table: str) -> Sums:
         note = self._state / f"{hashlib.sha256(table.encode()).hexdigest()[:24]}.json"
-        mark = self.digest("mark", table.encode(), 16).hex()
+        shape = self._tables[table]
+        database = next(each for each in self._config.databases if each.name == table.partition("/")[0])
+        what = (table, shape.key, sorted(shape.columns), database.host, database.port, database.database)
+        mark = self.digest("mark", repr(what).encode(), 16).hex()
         sums, rows, first = [0] * BUCKETS, 0, 0
         taken_up = False
         if note.exists():

@@ -275,6 +275,13 @@ def test_a_region_takes_up_a_table_where_it_left_it(regions: Regions) -> None:
     note.write_text(json.dumps(kept | {"rows": 1000, "done": False, "next": 10**6}))
     assert asked("00" * 32)["rows"] == 1000
     assert asked("00" * 32)["taken_up"] is True
+    text = config.read_text()
+    config.write_text(
+        text.replace('[[columns]]\nname = "public.customers.email"', '[[columns]]\nname = "public.other.email"')
+    )
+    assert asked("00" * 32)["rows"] == ROWS  # another set of columns
+    config.write_text(text)
+    assert asked("")["problem"] == "the drill's key has not 32 bytes"
     other = asked("11" * 32)
     assert other["rows"] == ROWS
     assert other["buckets"] != whole["buckets"]
