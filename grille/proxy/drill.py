@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO, TypeVar
 
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from grille.proxy import drill_report, keys
+from grille.proxy.authority import write_private
 from grille.proxy.config import ConfigError, load
 from grille.proxy.drill_region import (
     BUCKETS,
@@ -36,7 +37,6 @@ from grille.proxy.drill_region import (
     Rows,
     Sampled,
     Sums,
-    Table,
 )
 from grille.proxy.drill_region import Progress as Done
 from grille.proxy.drill_report import Compared, Finding, Report
@@ -100,7 +100,7 @@ class Drill:
             if n not in having:
                 findings.append(Finding("missing-table", table, f"{each.name} does not have it", _MISSING))
         shapes = [described[n].tables[table] for n in having]
-        if not all(_comparable(each, shapes[0]) for each in shapes):
+        if any(each != shapes[0] for each in shapes):
             findings.append(Finding("columns", table, "its tokenized columns or its primary key differ", _COLUMNS))
             return Compared(table, {}, (), 0)
         here = [regions[n] for n in having]
@@ -234,10 +234,6 @@ class _Process:
         raise RegionError(f"region {self.name} has ended; what it says is above")
 
 
-def _comparable(one: Table, other: Table) -> bool:
-    return (one.columns, one.key, one.missing) == (other.columns, other.key, other.missing)
-
-
 def _set_up(names: Sequence[str], described: Sequence[Described]) -> list[Finding]:
     """What differs before a row is read."""
     findings = []
@@ -282,18 +278,14 @@ _SAMPLE: Final = (
 )
 
 
-async def _all(tasks: Any) -> list[Any]:
+async def _all(tasks: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results; the first failure ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(_as_task(each)) for each in tasks]
+            running = [group.create_task(each) for each in tasks]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [each.result() for each in running]
-
-
-async def _as_task(work: Coroutine[Any, Any, T]) -> T:
-    return await work
 
 
 def _drill_key(directory: Path) -> str:
@@ -302,11 +294,7 @@ def _drill_key(directory: Path) -> str:
     if path.exists():
         return path.read_text(encoding="ascii")
     key = os.urandom(KEY_BYTES).hex()
-    beside = path.with_suffix(".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123
-        file.write(key)
-    beside.replace(path)
+    write_private(path, key.encode())
     return key
 
 

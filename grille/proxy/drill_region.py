@@ -11,15 +11,17 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, TextIO
 
 import msgspec
 
+from grille.protocols.postgres.copy import quoted_name
 from grille.proxy import keys
+from grille.proxy.authority import write_private
 from grille.proxy.catalog import READ_FAILURES, connect
-from grille.proxy.config import Config, ConfigError
+from grille.proxy.config import Config, ConfigError, Database
 from grille.proxy.config import Transformation as Section
 from grille.proxy.providers import Provider
 from grille.tokenization.provider import ReadOnly, TokenizationError, TokenRequest, Unfit
@@ -272,6 +274,12 @@ class Region:
 
     # its rows
 
+    def _place(self, table: str) -> tuple[Database, str, str]:
+        """Database, schema and name."""
+        name, _, relation = table.partition("/")
+        schema, _, bare = relation.partition(".")
+        return next(each for each in self._config.databases if each.name == name), schema, bare
+
     async def _read(
         self, table: str, take: Callable[[bytes], None], first: int, done: Callable[[int, int], None]
     ) -> None:
@@ -279,11 +287,9 @@ class Region:
 
         ``first``: the block to begin at; ``done`` is told behind some blocks which is next and how many there are.
         """
-        name, _, relation = table.partition("/")
-        database = next(each for each in self._config.databases if each.name == name)
-        schema, _, bare = relation.partition(".")
-        columns = ", ".join(map(_quoted, (*self._tables[table].key, *self._tables[table].columns)))
-        source = f"SELECT {columns} FROM {_quoted(schema)}.{_quoted(bare)}"  # noqa: S608  (names, and quoted)
+        database, schema, bare = self._place(table)
+        columns = ", ".join(map(quoted_name, (*self._tables[table].key, *self._tables[table].columns)))
+        source = f"SELECT {columns} FROM {quoted_name(schema)}.{quoted_name(bare)}"  # noqa: S608  (names, and quoted)
         rest = b""
 
         async def arrived(data: bytes) -> None:
@@ -327,7 +333,7 @@ class Region:
     async def _sums(self, table: str) -> Sums:
         note = self._state / f"{hashlib.sha256(table.encode()).hexdigest()[:24]}.json"
         shape = self._tables[table]
-        database = next(each for each in self._config.databases if each.name == table.partition("/")[0])
+        database, _, _ = self._place(table)
         what = (table, shape.key, sorted(shape.columns), database.host, database.port, database.database)
         mark = self.digest("mark", repr(what).encode(), 16).hex()
         sums, rows, first = [0] * BUCKETS, 0, 0
@@ -350,7 +356,8 @@ class Region:
 
         def done(following: int, blocks: int) -> None:
             told = [f"{each:064x}" for each in sums]
-            _write(note, {"mark": mark, "sums": told, "rows": rows, "next": following, "done": following >= blocks})
+            kept = {"mark": mark, "sums": told, "rows": rows, "next": following, "done": following >= blocks}
+            write_private(note, json.dumps(kept).encode())
             self._say(Progress(following, blocks))
 
         await self._read(table, take, first, done)
@@ -391,9 +398,7 @@ class Region:
 
     async def _sample(self, table: str, count: int) -> Sampled:
         """Decode some tokens and encode what comes out; it goes no further than that."""
-        name, _, relation = table.partition("/")
-        database = next(each for each in self._config.databases if each.name == name)
-        schema, _, bare = relation.partition(".")
+        database, schema, bare = self._place(table)
         told: dict[str, tuple[int, int]] = {}
         connection = await connect(database)
         try:
@@ -402,9 +407,9 @@ class Region:
                 raise RegionError(f"{table} is not there any more")
             share = 100.0 if shape["rows"] < 100 * count else max(0.001, min(100.0, 2000.0 * count / shape["rows"]))
             for column, transformation in self._tables[table].columns.items():
-                quoted = _quoted(column)
+                quoted = quoted_name(column)
                 found = await connection.fetch(
-                    f"SELECT {quoted}::text FROM {_quoted(schema)}.{_quoted(bare)} "  # noqa: S608
+                    f"SELECT {quoted}::text FROM {quoted_name(schema)}.{quoted_name(bare)} "  # noqa: S608
                     f"TABLESAMPLE SYSTEM ({share:f}) WHERE {quoted} <> '' ORDER BY pg_catalog.random() LIMIT {count:d}",
                     timeout=_FOREVER,
                 )
@@ -435,18 +440,3 @@ def _terms(section: Section, version: int) -> dict[str, str]:
         supplied = section.tweak or tweak(section.token_domain, version).hex()
         terms |= {"alphabet": section.alphabet, "algorithm": section.fpe_algorithm, "tweak": supplied}
     return terms
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _write(path: Path, what: Mapping[str, object]) -> None:
-    """Whole or not at all."""
-    beside = path.with_suffix(".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123
-        file.write(json.dumps(what).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -19,6 +19,7 @@ from grille.policies.pdp import DecisionError, PolicyDecisionPoint, PolicyUnavai
 from grille.protocols.operation import Access, Operation, RelationUse
 from grille.protocols.postgres.analysis import SYSTEM_SCHEMAS, Sensitive
 from grille.protocols.postgres.catalog import Catalog, Relation
+from grille.protocols.postgres.copy import quoted_name
 from grille.protocols.postgres.purity import Purity
 from grille.protocols.postgres.resolve import Resolver
 from grille.protocols.postgres.rewrite import FILTER_OPERATORS
@@ -285,8 +286,8 @@ class _Asker:
     async def _refused(self, agent: Agent, name: str) -> list[Found]:
         """What enforcement says to a statement that the policy allows."""
         relation = self.relations[name]
-        selected = ", ".join(_quoted(column.name) for column in relation.columns)
-        text = f"SELECT {selected} FROM {_quoted(relation.schema)}.{_quoted(relation.name)}"  # noqa: S608
+        selected = ", ".join(quoted_name(column.name) for column in relation.columns)
+        text = f"SELECT {selected} FROM {quoted_name(relation.schema)}.{quoted_name(relation.name)}"  # noqa: S608
         try:
             await self._enforcement.prepare(agent, text)
         except Refusal as refusal:
@@ -375,7 +376,3 @@ def _fields(row_filter: Filter | Literal[True]) -> Iterator[FieldFilter]:
             yield from _fields(part)
     elif isinstance(row_filter, FieldFilter):
         yield row_filter
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -77,21 +77,21 @@ class CopyInCommand(SessionCommand, frozen=True):
     @property
     def shown(self) -> str:
         """The statement without its options, for the audit event."""
-        columns = ", ".join(map(_quoted_name, self.columns))
+        columns = ", ".join(map(quoted_name, self.columns))
         return f"COPY {self._name} {f'({columns}) ' if columns else ''}FROM STDIN"
 
     def insert(self, columns: Sequence[str], rows: int) -> str:
         """The INSERT of so many rows of parameters; as COPY does, it takes the values given for identity columns."""
         if not columns:
             return f"INSERT INTO {self._name} DEFAULT VALUES"
-        names = ", ".join(map(_quoted_name, columns))
+        names = ", ".join(map(quoted_name, columns))
         width = len(columns)
         cells = (", ".join(f"${row * width + n}" for n in range(1, width + 1)) for row in range(rows))
         return f"INSERT INTO {self._name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({'), ('.join(cells)})"  # noqa: S608
 
     @property
     def _name(self) -> str:
-        return ".".join(map(_quoted_name, self.target))
+        return ".".join(map(quoted_name, self.target))
 
 
 def rows_at_once(columns: int) -> int:
@@ -240,7 +240,8 @@ def _options(nodes: Sequence[Node], direction: str, lists: Sequence[str]) -> dic
     return {"format": kind, **given}
 
 
-def _quoted_name(name: str) -> str:
+def quoted_name(name: str) -> str:
+    """An identifier between quotation marks (PostgreSQL, chapter 4.1.1)."""
     return '"' + name.replace('"', '""') + '"'
 
 
