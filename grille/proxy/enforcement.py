@@ -95,6 +95,8 @@ from grille.tokenization.provider import (
 
 MAX_CONSTANTS = 1000
 """A text with more constants is its own template: it is longer as a template, and will hardly be seen again."""
+MAX_ELEMENTS = 65_535
+"""Of an array on a tokenized column: as many values as a statement can have parameters.  They are encoded at once."""
 PLAN_ENTRIES = 10_000
 CACHED_CHARACTERS = 1 << 26
 """Of text, in each cache keyed by texts: large statements push out small ones before memory runs out."""
@@ -1238,6 +1240,9 @@ class Enforcement:
             except arrays.ArrayError as error:
                 raise Refusal("TK-02", f"A list of values for a tokenized column cannot be read: {error}.",
                               sqlstate="22P02", hint="Bind a plain array of text, or write IN.") from None  # fmt: skip
+            if len(elements) > MAX_ELEMENTS:
+                raise Refusal("TK-02", f"A list of values for a tokenized column has more than {MAX_ELEMENTS} of them.",
+                              sqlstate="54000", hint="Send several statements.")  # fmt: skip
             slots += [EncodeSlot(place, slot.transformation) for place in range(len(flat), len(flat) + len(elements))]
             flat += elements
             lengths.append(len(elements))

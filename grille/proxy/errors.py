@@ -143,8 +143,8 @@ _HINTS: Final[Mapping[str, str]] = {
 }
 
 
-_RAISES: Final = ("exec_stmt_raise", "exec_stmt_assert")
-"""Functions of the server that tell what somebody's function says."""
+_OWN_WORDS: Final = ("exec_stmt_", "PLy_", "plperl", "pltcl")
+"""How the functions of the server begin that tell what somebody's function says."""
 _QUOTATION: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 """Those of the server's languages."""
 _NUMBER: Final = re.compile(r"(?<![\w$\x00])[0-9][\w.:,/+-]*(?!\x00)")
@@ -200,12 +200,12 @@ def audit_text(fields: Mapping[str, str]) -> str:
 
     Of an error's parts those are kept that name things: schema, table, column, type, constraint, and the function of
     the server that tells it.  Of its message, what stands between quotation marks is kept only if it is one of these
-    names, and numbers are not; of what a RAISE says nothing is.  Detail, hint, context and internal query show rows,
-    parameters and constants (`PostgreSQL, "Error and Notice Message Fields"`).
+    names, and numbers are not; of what somebody's function says nothing is.  Detail, hint, context and internal query
+    show rows, parameters and constants (`PostgreSQL, "Error and Notice Message Fields"`).
     """
     names = [fields[code] for code in "stcdn" if fields.get(code)]
     message = fields.get("M", "")
-    if fields.get("R") in _RAISES or sqlstate(fields)[:2] == "P0":
+    if fields.get("R", "").startswith(_OWN_WORDS) or sqlstate(fields)[:2] in ("P0", "38", "39"):
         message = ""
     for number, name in enumerate(names):
         message = message.replace(f'"{name}"', f"\x00{number}\x00")

@@ -421,6 +421,11 @@ changes("string_agg", "string_agg({c}, ',')", lambda text: text)
 changes("array_agg", "array_agg({c})", lambda text: [text])
 
 
+@path("an array of too many")
+def _(cell: Cell) -> None:
+    cell.rows("SELECT id FROM customers WHERE {c} = ANY (?)", ["1"] * 65_536)
+
+
 @path("a value that does not fit")
 def _(cell: Cell) -> None:
     n = next(_new)

@@ -107,7 +107,13 @@ def test_a_message_is_recorded_without_values(message: str, told: str) -> None:
 
 
 def test_what_a_function_says_is_not_recorded() -> None:
-    for more in ({"C": "P0001"}, {"C": "22023", "R": "exec_stmt_raise"}, {"C": "P0004", "R": "exec_stmt_assert"}):
+    for more in (
+        {"C": "P0001"},
+        {"C": "22023", "R": "exec_stmt_raise"},
+        {"C": "P0004", "R": "exec_stmt_assert"},
+        {"C": "XX000", "R": "plperl_call_perl_func"},
+        {"C": "38000"},
+    ):
         assert "secret" not in audit_text({"M": "customer secret", **more})
 
 
